@@ -1,0 +1,29 @@
+"""Alembic's entry. The connection comes from `chatledger.storage.schema`, which holds the lock around it.
+
+Only the schema `chatledger` is looked at: what else a database holds is its owner's and none of ours.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from alembic import context
+
+SCHEMA = "chatledger"
+config = context.config
+options: dict[str, Any] = {
+    "target_metadata": config.attributes.get("target_metadata"),
+    "version_table_schema": SCHEMA,
+    "include_schemas": True,
+    "include_name": lambda name, kind, _parents: kind != "schema" or name == SCHEMA,
+    "transaction_per_migration": False,
+}
+
+if context.is_offline_mode():
+    context.configure(dialect_name="postgresql", literal_binds=True, **options)
+    with context.begin_transaction():
+        context.execute(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
+        context.run_migrations()
+else:
+    context.configure(connection=config.attributes["connection"], **options)
+    context.run_migrations()

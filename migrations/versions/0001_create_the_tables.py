@@ -1,0 +1,152 @@
+"""Create the tables
+
+Revision: 0001, the first
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+from sqlalchemy.dialects import postgresql
+
+revision = "0001"
+down_revision = None
+branch_labels = None
+depends_on = None
+
+SCHEMA = "chatledger"
+NOW = sa.text("statement_timestamp()")
+
+
+def upgrade() -> None:
+    op.create_table(
+        "users",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("last_number", sa.BigInteger(), nullable=False, server_default=sa.text("0")),
+        sa.Column("conversation_count", sa.BigInteger(), nullable=False, server_default=sa.text("0")),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, server_default=NOW),
+        sa.PrimaryKeyConstraint("id", name="users_pkey"),
+        sa.CheckConstraint("char_length(id) BETWEEN 1 AND 255", name="users_id_length"),
+        schema=SCHEMA,
+        postgresql_with={"fillfactor": 90},
+    )
+    op.create_table(
+        "conversations",
+        sa.Column("user_id", sa.Text(), nullable=False),
+        sa.Column("id", sa.Uuid(), nullable=False),
+        sa.Column("number", sa.BigInteger(), nullable=False),
+        sa.Column("key", sa.Text()),
+        sa.Column("title", sa.Text()),
+        sa.Column("metadata", postgresql.JSONB()),
+        sa.Column("last_seq", sa.Integer(), nullable=False, server_default=sa.text("0")),
+        sa.Column("archived_at", sa.DateTime(timezone=True)),
+        sa.Column("forked_from_id", sa.Uuid()),
+        sa.Column("forked_from_seq", sa.Integer()),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, server_default=NOW),
+        sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False, server_default=NOW),
+        sa.PrimaryKeyConstraint("user_id", "id", name="conversations_pkey"),
+        sa.UniqueConstraint("user_id", "number", name="conversations_number"),
+        sa.ForeignKeyConstraint(["user_id"], [f"{SCHEMA}.users.id"], name="conversations_user", ondelete="CASCADE"),
+        sa.CheckConstraint("char_length(key) BETWEEN 1 AND 128", name="conversations_key_length"),
+        sa.CheckConstraint("char_length(title) BETWEEN 1 AND 200", name="conversations_title_length"),
+        sa.CheckConstraint(
+            "jsonb_typeof(metadata) = 'object' AND octet_length(metadata::text) <= 18384",
+            name="conversations_metadata_size",
+        ),
+        sa.CheckConstraint("number > 0 AND last_seq >= 0", name="conversations_counters"),
+        sa.CheckConstraint(
+            "(forked_from_id IS NULL) = (forked_from_seq IS NULL) AND forked_from_seq >= 0", name="conversations_fork"
+        ),
+        schema=SCHEMA,
+        postgresql_with={
+            "fillfactor": 90,
+            "autovacuum_vacuum_scale_factor": 0.02,
+            "autovacuum_vacuum_threshold": 500,
+        },
+    )
+    op.create_index(
+        "conversations_key",
+        "conversations",
+        ["user_id", "key"],
+        unique=True,
+        schema=SCHEMA,
+        postgresql_where=sa.text("key IS NOT NULL"),
+    )
+    op.create_index(
+        "conversations_recent",
+        "conversations",
+        ["user_id", sa.text("updated_at DESC"), sa.text("id DESC")],
+        schema=SCHEMA,
+    )
+    op.create_table(
+        "messages",
+        sa.Column("user_id", sa.Text(), nullable=False),
+        sa.Column("conversation_id", sa.Uuid(), nullable=False),
+        sa.Column("seq", sa.Integer(), nullable=False),
+        sa.Column("id", sa.Uuid(), nullable=False),
+        sa.Column("role", sa.Text(), nullable=False),
+        sa.Column("content", sa.Text(), nullable=False),
+        sa.Column("tool_calls", postgresql.JSONB()),
+        sa.Column("tool_call_id", sa.Text()),
+        sa.Column("name", sa.Text()),
+        sa.Column("parts", postgresql.JSONB()),
+        sa.Column("metadata", postgresql.JSONB()),
+        sa.Column("client_message_id", sa.Text()),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, server_default=NOW),
+        sa.PrimaryKeyConstraint("user_id", "conversation_id", "seq", name="messages_pkey"),
+        sa.ForeignKeyConstraint(
+            ["user_id", "conversation_id"],
+            [f"{SCHEMA}.conversations.user_id", f"{SCHEMA}.conversations.id"],
+            name="messages_conversation",
+            ondelete="CASCADE",
+        ),
+        sa.CheckConstraint("seq > 0", name="messages_seq"),
+        sa.CheckConstraint("role IN ('user', 'assistant', 'system', 'tool')", name="messages_role"),
+        sa.CheckConstraint("char_length(content) <= 1000000", name="messages_content_length"),
+        sa.CheckConstraint(
+            "content <> '' OR coalesce(jsonb_array_length(tool_calls), 0) + coalesce(jsonb_array_length(parts), 0) > 0",
+            name="messages_not_empty",
+        ),
+        sa.CheckConstraint(
+            "jsonb_typeof(tool_calls) = 'array' AND octet_length(tool_calls::text) <= 4194304",
+            name="messages_tool_calls_size",
+        ),
+        sa.CheckConstraint(
+            "jsonb_typeof(parts) = 'array' AND octet_length(parts::text) <= 4194304", name="messages_parts_size"
+        ),
+        sa.CheckConstraint(
+            "jsonb_typeof(metadata) = 'object' AND octet_length(metadata::text) <= 18384",
+            name="messages_metadata_size",
+        ),
+        sa.CheckConstraint(
+            "char_length(client_message_id) BETWEEN 1 AND 128", name="messages_client_message_id_length"
+        ),
+        schema=SCHEMA,
+    )
+    op.create_index(
+        "messages_client_message_id",
+        "messages",
+        ["user_id", "conversation_id", "client_message_id"],
+        unique=True,
+        schema=SCHEMA,
+        postgresql_where=sa.text("client_message_id IS NOT NULL"),
+    )
+    op.create_table(
+        "signing_keys",
+        sa.Column("purpose", sa.Text(), nullable=False),
+        sa.Column("secret", sa.LargeBinary(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, server_default=NOW),
+        sa.PrimaryKeyConstraint("purpose", name="signing_keys_pkey"),
+        sa.CheckConstraint("octet_length(secret) >= 32", name="signing_keys_secret_length"),
+        schema=SCHEMA,
+    )
+    # gen_random_uuid() draws 122 strong random bits; three of them are more than the hash can hold.
+    op.execute(
+        f"INSERT INTO {SCHEMA}.signing_keys (purpose, secret) SELECT 'cursor', sha256(convert_to("
+        "gen_random_uuid()::text || gen_random_uuid()::text || gen_random_uuid()::text, 'UTF8'))"
+    )
+
+
+def downgrade() -> None:
+    for table in ("signing_keys", "messages", "conversations", "users"):
+        op.drop_table(table, schema=SCHEMA)

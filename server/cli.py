@@ -1,0 +1,181 @@
+"""The command line: reads the settings, puts the parts together, and runs one command."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from chatledger.storage.errors import StorageError
+from chatledger.storage.source import DatabaseSource, EmbeddedDatabase, ExternalDatabase
+
+from .settings import Settings, SettingsError, load_settings
+
+# Imports that only some commands need stand inside them: `serve` answers sooner for it, and so does --help.
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a command and exit: 0 when it succeeded, 1 when it did not, 2 when it was not understood."""
+    args = _parser().parse_args(argv)
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="chatledger: %(levelname)s %(message)s")
+    try:
+        sys.exit(args.run(args, load_settings()))
+    except SettingsError as exc:
+        _fail(str(exc), 2)
+    except StorageError as exc:
+        _fail(exc.message, 1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(1)
+
+
+def _fail(sentence: str, code: int) -> None:
+    print(f"chatledger: {sentence}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="chatledger",
+        description="An MCP server that keeps conversations in Postgres and gives them back, to their owner only.",
+        epilog="Settings are environment variables, CHATLEDGER_...; `chatledger doctor` shows what is in force.",
+    )
+    parser.add_argument("--version", action="version", version=f"chatledger {version('chatledger')}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    serve = commands.add_parser("serve", help="serve MCP over stdin and stdout; an MCP client starts this")
+    serve.add_argument("--transport", choices=["stdio"], default="stdio", help="how clients connect (default: stdio)")
+    serve.add_argument("--toolset", choices=["core", "full", "readonly"], help="which tools to offer (default: full)")
+    serve.set_defaults(run=_serve)
+
+    migrate = commands.add_parser("migrate", help="create or upgrade the tables in the database")
+    how = migrate.add_mutually_exclusive_group()
+    how.add_argument("--check", action="store_true", help="change nothing; exit 1 unless the schema is current")
+    how.add_argument("--sql", action="store_true", help="print the SQL for an empty database, run nothing")
+    how.add_argument("--to", metavar="REV", default="head", help="the revision to end at, or base (default: the newest)")
+    migrate.set_defaults(run=_migrate)
+
+    doctor = commands.add_parser("doctor", help="say which database is used, and what is wrong with it")
+    doctor.add_argument("--json", action="store_true", help="for programs")
+    doctor.set_defaults(run=_doctor)
+
+    database = commands.add_parser("database", help="the embedded Postgres")
+    actions = database.add_subparsers(metavar="ACTION", required=True)
+    url = actions.add_parser("url", help="start it and print its URL, for psql and the like")
+    url.set_defaults(run=_database_url)
+    stop = actions.add_parser("stop", help="stop it; the next call of a running server starts it again")
+    stop.set_defaults(run=_database_stop)
+    return parser
+
+
+def _source(settings: Settings) -> DatabaseSource:
+    if settings.database_url is not None:
+        return ExternalDatabase(settings.database_url.get_secret_value())
+    return EmbeddedDatabase(settings.data_dir)
+
+
+def _where(settings: Settings) -> str:
+    if settings.database_url is None:
+        return f"embedded Postgres in {settings.data_dir}"
+    from chatledger.storage.database_url import masked
+
+    return masked(settings.database_url.get_secret_value())
+
+
+def _serve(args: argparse.Namespace, settings: Settings) -> int:
+    if sys.stdin.isatty():
+        print(
+            "chatledger: this speaks MCP on stdin and stdout and waits for a client. Put the command into your client's "
+            "configuration (the README shows how), or end it with Ctrl-C.",
+            file=sys.stderr,
+        )
+    asyncio.run(_serve_stdio(settings, args.toolset or settings.toolset))
+    return 0
+
+
+async def _serve_stdio(settings: Settings, toolset: str) -> None:
+    from chatledger.storage.store import ConversationStore
+
+    async with ConversationStore(_source(settings), settings.limits) as store:
+        from .app import make_server
+        from .identity import local_user
+
+        server = make_server(store, local_user(settings.user_id), toolset=toolset)
+        store.start()
+        await server.run_stdio_async()
+
+
+def _migrate(args: argparse.Namespace, settings: Settings) -> int:
+    from chatledger.storage import schema
+
+    if args.sql:
+        print(schema.migration_sql())
+        return 0
+    if args.check:
+        return _check_schema(settings)
+    source = _source(settings)
+    direct = settings.direct_database_url
+    print(f"database   {_where(settings)}", file=sys.stderr)
+    url = asyncio.run(source.url()) if direct is None else direct.get_secret_value()
+    try:
+        before, after = schema.migrate(url, args.to)
+    except ValueError as exc:
+        _fail(str(exc), 2)
+    if before == after:
+        print(f"schema     {after or 'none'}, nothing to do", file=sys.stderr)
+    else:
+        print(f"schema     {before or 'none'} -> {after or 'none'}", file=sys.stderr)
+    return 0
+
+
+def _check_schema(settings: Settings) -> int:
+    from chatledger.storage import schema
+    from chatledger.storage.diagnosis import diagnose
+
+    found = asyncio.run(diagnose(_source(settings), _where(settings)))
+    if found.server_version is None:
+        _fail(found.problems[0].what, 1)
+    print(f"schema     {found.revision or 'none'}; this version needs {schema.REVISION}", file=sys.stderr)
+    return 0 if found.revision == schema.REVISION else 1
+
+
+def _doctor(args: argparse.Namespace, settings: Settings) -> int:
+    from chatledger.storage.diagnosis import diagnose
+
+    from .doctor import report
+
+    found = asyncio.run(diagnose(_source(settings), _where(settings)))
+    print(report(found, settings, as_json=args.json))
+    return 1 if found.problems else 0
+
+
+def _database_url(_: argparse.Namespace, settings: Settings) -> int:
+    from chatledger.storage.embedded import EmbeddedError, EmbeddedPostgres
+
+    _mind_external(settings)
+    try:
+        print(EmbeddedPostgres(settings.data_dir).start())
+    except EmbeddedError as exc:
+        _fail(str(exc), 1)
+    return 0
+
+
+def _database_stop(_: argparse.Namespace, settings: Settings) -> int:
+    from chatledger.storage.embedded import EmbeddedError, EmbeddedPostgres
+
+    _mind_external(settings)
+    try:
+        stopped = EmbeddedPostgres(settings.data_dir).stop()
+    except EmbeddedError as exc:
+        _fail(str(exc), 1)
+    print("stopped" if stopped else "it was not running", file=sys.stderr)
+    return 0
+
+
+def _mind_external(settings: Settings) -> None:
+    if settings.database_url is not None:
+        print("chatledger: CHATLEDGER_DATABASE_URL is set, so servers use that, not the embedded one", file=sys.stderr)

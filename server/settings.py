@@ -1,0 +1,112 @@
+"""The settings of one installation, and the only place that reads the environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, TypeAlias
+
+from platformdirs import user_config_path, user_data_path
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from chatledger.storage.limits import STORED_CONTENT_CHARS, USER_ID_CHARS, Limits
+from chatledger.storage.records import ROLES
+
+Toolset: TypeAlias = Literal["core", "full", "readonly"]
+
+USER_CONFIG_FILE = user_config_path("chatledger", appauthor=False) / "config.env"
+ENV_FILE = Path(".env")
+
+
+class SettingsError(Exception):
+    """A setting cannot be used. The sentence names it and what it must be, never its value."""
+
+
+class Settings(BaseSettings):
+    """What may be set, as `CHATLEDGER_<NAME>` in the environment, in `.env` where the server starts, or in the user's
+    `config.env`; the first that has a usable value wins. An empty value, or one that a client left as `${...}`, is none."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="CHATLEDGER_",
+        env_file=(USER_CONFIG_FILE, ENV_FILE),  # the later file outranks the earlier
+        env_file_encoding="utf-8",
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
+    )
+
+    database_url: SecretStr | None = Field(
+        default=None, validation_alias=AliasChoices("CHATLEDGER_DATABASE_URL", "DATABASE_URL")
+    )
+    direct_database_url: SecretStr | None = None
+    data_dir: Path = Field(default_factory=lambda: user_data_path("chatledger", appauthor=False))
+    user_id: str = Field(default="local", min_length=1, max_length=USER_ID_CHARS)
+    toolset: Toolset = "full"
+    max_content_chars: int = Field(default=10_000, ge=1, le=STORED_CONTENT_CHARS)
+    allowed_roles: Annotated[tuple[Literal["user", "assistant", "system", "tool"], ...], NoDecode] = ROLES
+    max_conversations_per_user: int | None = Field(default=None, ge=1)
+
+    @field_validator("allowed_roles", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return [role.strip() for role in value.split(",") if role.strip()] if isinstance(value, str) else value
+
+    @field_validator("allowed_roles")
+    @classmethod
+    def _some(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("at least one role")
+        return value
+
+    @field_validator("data_dir")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Drop what is no value before the sources are merged, so that it does not hide one further down."""
+        for source in (env_settings, dotenv_settings):
+            assert isinstance(source, EnvSettingsSource | DotEnvSettingsSource)
+            source.env_vars = {name: value for name, value in source.env_vars.items() if _usable(value)}
+        return init_settings, env_settings, dotenv_settings
+
+    @property
+    def limits(self) -> Limits:
+        """What this installation allows of a message and a user."""
+        return Limits(self.max_content_chars, self.allowed_roles, self.max_conversations_per_user)
+
+
+def _usable(value: str | None) -> bool:
+    return bool(value and value.strip()) and not value.strip().startswith("${")
+
+
+def load_settings() -> Settings:
+    """The settings as they are now.
+
+    Raises:
+        SettingsError: one of them cannot be used.
+    """
+    try:
+        return Settings()
+    except ValidationError as exc:
+        first = exc.errors(include_input=False, include_url=False, include_context=False)[0]
+        name = str(first["loc"][0]).upper()
+        name = name if name.startswith("CHATLEDGER_") or name == "DATABASE_URL" else f"CHATLEDGER_{name}"
+        raise SettingsError(f"{name} cannot be used: {first['msg']}") from None
+    except OSError as exc:
+        raise SettingsError(f"{exc.filename} cannot be read") from None

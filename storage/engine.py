@@ -1,0 +1,247 @@
+"""The pool of connections: opened at the first use, one statement a call, every call ended by a deadline.
+
+Statements run on the driver's connection under SQLAlchemy's pool, in autocommit: one statement is one transaction and one
+network round trip. Through a session it would be three, with `pool_pre_ping` six (measured on the wire).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+
+from . import schema
+from .errors import ROLLED_BACK, UNKNOWN_OUTCOME, StorageError, Unavailable, translate
+from .queries import Query
+from .source import DatabaseSource
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+    from sqlalchemy.pool import PoolProxiedConnection
+
+CALL_SECONDS: Final = 25.0  # the whole call; the contract ends it at 30 s, and the answer must still travel
+OPENING_SECONDS: Final = 20.0  # waiting for a database that starts or wakes; clients give up at 60 s
+POOL_SECONDS: Final = 5.0  # waiting for a free connection
+POOL_SIZE, POOL_OVERFLOW = 5, 5  # a small Neon compute takes about a hundred connections; several servers share it
+RECYCLE_SECONDS: Final = 240  # below the 5 minutes after which Neon sleeps
+PAUSES: Final = (0.1, 0.5)  # seconds before the second and the third attempt, each with jitter
+
+_T = TypeVar("_T")
+
+
+class _Open(NamedTuple):
+    engine: AsyncEngine
+    cursor_secret: bytes
+
+
+class _NothingSent(Exception):
+    """No connection could be had, so the statement never left: `__cause__` says why, and repeating it is safe."""
+
+
+class Database:
+    """A pool of connections to one database. Nothing happens before the first call or `start`."""
+
+    def __init__(self, source: DatabaseSource, *, pool_size: int = POOL_SIZE, pool_overflow: int = POOL_OVERFLOW) -> None:
+        self.source = source
+        self._pool_size, self._pool_overflow = pool_size, pool_overflow
+        self._opening: asyncio.Task[_Open] | None = None
+        self._writing: set[asyncio.Task[Any]] = set()
+
+    def start(self) -> None:
+        """Open it in the background. Calls made meanwhile wait for it; what goes wrong is told to them."""
+        if self._opening is None:
+            self._opening = asyncio.create_task(self._open())
+            self._opening.add_done_callback(self._opened)
+
+    async def aclose(self) -> None:
+        """Wait for the writes that are under way, then close every connection."""
+        if self._writing:
+            await asyncio.wait(self._writing)
+        if self._opening is not None:
+            self._opening.cancel()
+            await asyncio.wait([self._opening])
+            if not self._opening.cancelled() and self._opening.exception() is None:
+                await self._opening.result().engine.dispose()
+            self._opening = None
+        await self.source.release()
+
+    async def read(self, query: Query) -> list[Any]:
+        """The rows of a statement that changes nothing; repeated when the connection breaks.
+
+        Raises:
+            StorageError: what the database's answer means to a caller.
+        """
+        return await self._bounded(query, repeatable=True)
+
+    async def write(self, query: Query, *, repeatable: bool) -> list[Any]:
+        """The rows of a statement that changes something, in a step that a cancelled caller does not interrupt.
+
+        `repeatable` says that running it twice is the same as running it once: only then it is repeated when the
+        connection breaks after it was sent.
+
+        Raises:
+            StorageError: what the database's answer means to a caller; Unavailable where the outcome is unknown.
+        """
+        task = asyncio.create_task(self._bounded(query, repeatable=repeatable))
+        self._writing.add(task)
+        task.add_done_callback(self._written)
+        return await asyncio.shield(task)
+
+    async def cursor_secret(self) -> bytes:
+        """The secret that seals page cursors, the same for every process on this database."""
+        return (await self._deadline(self._ready())).cursor_secret
+
+    # ---- one statement ---------------------------------------------------------------------------------------------
+
+    async def _bounded(self, query: Query, *, repeatable: bool) -> list[Any]:
+        return await self._deadline(self._attempts(query, repeatable))
+
+    async def _deadline(self, work: Coroutine[Any, Any, _T]) -> _T:
+        try:
+            async with asyncio.timeout(CALL_SECONDS):
+                return await work
+        except TimeoutError as exc:
+            raise Unavailable(UNKNOWN_OUTCOME) from exc
+
+    async def _attempts(self, query: Query, repeatable: bool) -> list[Any]:
+        for pause in (*PAUSES, None):
+            opened = await self._ready()
+            try:
+                return await self._once(opened.engine, query)
+            except _NothingSent as exc:
+                error, again = translate(exc.__cause__ or exc), True
+                if isinstance(error, Unavailable) and error.message == UNKNOWN_OUTCOME:
+                    error = Unavailable("the database cannot be reached; `chatledger doctor` says more")
+            except Exception as exc:
+                error = translate(exc)
+                rolled_back = getattr(exc, "sqlstate", None) in ROLLED_BACK
+                again = rolled_back or (repeatable and error.message == UNKNOWN_OUTCOME)
+                error.__cause__ = exc
+            if not again or pause is None:
+                raise error
+            await asyncio.sleep(pause * random.uniform(0.5, 1.5))
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _once(self, engine: AsyncEngine, query: Query) -> list[Any]:
+        connection = await self._borrow(engine)
+        driver: Any = connection.driver_connection
+        broken = True
+        try:
+            rows: list[Any] = await driver.fetch(query.sql, *query.args)
+            broken = False
+            return rows
+        except asyncio.CancelledError:
+            broken = False  # the driver has asked the server to stop; the connection's next use waits for that
+            raise
+        except Exception as exc:
+            state = getattr(exc, "sqlstate", None)
+            # An ordinary refusal leaves a connection as good as new. Everything else, the unforeseen included, ends it.
+            broken = not isinstance(state, str) or state.startswith(("08", "57P", "XX"))
+            raise
+        finally:
+            await _give_back(connection, broken=broken or driver.is_closed())
+
+    async def _borrow(self, engine: AsyncEngine) -> PoolProxiedConnection:
+        from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+        for _ in range(self._pool_size + self._pool_overflow + 1):
+            try:
+                connection = await engine.raw_connection()
+            except PoolTimeout as exc:
+                raise Unavailable("all connections to the database are in use; try again shortly") from exc
+            except Exception as exc:
+                await self.source.url()  # an embedded server that died comes back here
+                raise _NothingSent from _driver_error(exc)
+            driver: Any = connection.driver_connection
+            if not driver.is_closed():
+                return connection
+            await _give_back(connection, broken=True)  # it died while idle: nothing was sent
+        raise _NothingSent from ConnectionError("every pooled connection was closed")
+
+    # ---- opening ---------------------------------------------------------------------------------------------------
+
+    async def _ready(self) -> _Open:
+        self.start()
+        assert self._opening is not None
+        if self._opening.done():
+            return self._opening.result()
+        try:
+            async with asyncio.timeout(OPENING_SECONDS):
+                return await asyncio.shield(self._opening)
+        except TimeoutError:
+            raise Unavailable("the database is still starting; try again shortly", retry_after_seconds=5) from None
+
+    async def _open(self) -> _Open:
+        url = await self.source.url()
+        try:
+            engine = await asyncio.to_thread(self._make_engine, url)  # the import takes a while
+        except ValueError as exc:
+            raise Unavailable(f"{exc}; `chatledger doctor` says more", retry_after_seconds=60) from exc
+        try:
+            state = await self._state(engine)
+            if self.source.migrates_itself and (state.revision is None or state.revision < schema.REVISION):
+                await asyncio.to_thread(schema.migrate, url)
+                state = await self._state(engine)
+            schema.require_current(state)
+        except BaseException as exc:
+            await engine.dispose()
+            if isinstance(exc, _NothingSent):
+                error = translate(exc.__cause__ or exc)
+                if error.message == UNKNOWN_OUTCOME:
+                    error = Unavailable("the database cannot be reached; `chatledger doctor` says more")
+                raise error from exc
+            raise
+        return _Open(engine, state.cursor_secret)
+
+    async def _state(self, engine: AsyncEngine) -> schema.SchemaState:
+        connection = await self._borrow(engine)
+        try:
+            return await schema.read_state(connection.driver_connection)
+        finally:
+            await _give_back(connection, broken=False)
+
+    def _make_engine(self, url: str) -> AsyncEngine:
+        from pydantic_core import from_json
+        from sqlalchemy.ext.asyncio import create_async_engine
+
+        from .database_url import read_database_url
+
+        target = read_database_url(url)
+        return create_async_engine(
+            target.url,
+            isolation_level="AUTOCOMMIT",
+            pool_size=self._pool_size,
+            max_overflow=self._pool_overflow,
+            pool_timeout=POOL_SECONDS,
+            pool_recycle=RECYCLE_SECONDS,
+            pool_reset_on_return=None,  # nothing to undo in autocommit, and a reset is a round trip
+            json_deserializer=from_json,
+            connect_args=target.connect_args,
+        )
+
+    def _opened(self, task: asyncio.Task[_Open]) -> None:
+        if task.cancelled() or task.exception() is not None:
+            self._opening = None  # the next call tries anew
+
+    def _written(self, task: asyncio.Task[Any]) -> None:
+        self._writing.discard(task)
+        if not task.cancelled():
+            task.exception()  # a cancelled caller leaves nobody to look at it
+
+
+def _driver_error(exc: BaseException) -> BaseException:
+    """What the driver raised, out of what SQLAlchemy wrapped round it while connecting."""
+    original = getattr(exc, "orig", None)
+    return exc if original is None else original.__cause__ or original
+
+
+async def _give_back(connection: PoolProxiedConnection, *, broken: bool) -> None:
+    from sqlalchemy.util import greenlet_spawn
+
+    if broken:
+        await greenlet_spawn(connection.invalidate)
+    await greenlet_spawn(connection.close)
+
+
+__all__ = ["Database", "StorageError"]

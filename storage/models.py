@@ -1,0 +1,186 @@
+"""The tables, as SQLModel classes: columns, named constraints, indexes. No behaviour; the statements are in `queries`.
+
+Every key leads with the user, so that a row which points at another user's conversation cannot exist, one user's rows lie
+together, and the tables can be distributed by user. A constraint's name is part of the code: `errors` reads it.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    DateTime,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    Text,
+    UniqueConstraint,
+    Uuid,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlmodel import Field, SQLModel
+
+from . import limits
+from .records import ROLES
+
+SCHEMA: Final = "chatledger"
+metadata: Final = MetaData(schema=SCHEMA)
+
+# The list index changes with every append, so no update of the row is "heap only" and dead versions must go early
+# (measured: 6 % of an append). A page keeps a tenth free for the versions in between.
+_OFTEN_UPDATED: Final = {
+    "fillfactor": 90,
+    "autovacuum_vacuum_scale_factor": 0.02,
+    "autovacuum_vacuum_threshold": 500,
+}
+
+
+class _Table(SQLModel):
+    metadata = metadata
+
+
+def _time() -> Column[datetime]:
+    return Column(DateTime(timezone=True), nullable=False, server_default=text("statement_timestamp()"))
+
+
+class User(_Table, table=True):
+    """A user who has written something, with the counters that hand out numbers and keep the quota under its row lock."""
+
+    __tablename__ = "users"
+    __table_args__ = (
+        PrimaryKeyConstraint("id", name="users_pkey"),
+        CheckConstraint(f"char_length(id) BETWEEN 1 AND {limits.USER_ID_CHARS}", name="users_id_length"),
+        {"schema": SCHEMA, "postgresql_with": {"fillfactor": 90}},
+    )
+
+    id: str = Field(sa_column=Column(Text, nullable=False))
+    last_number: int = Field(sa_column=Column(BigInteger, nullable=False, server_default=text("0")))
+    conversation_count: int = Field(sa_column=Column(BigInteger, nullable=False, server_default=text("0")))
+    created_at: datetime = Field(sa_column=_time())
+
+
+class Conversation(_Table, table=True):
+    """A conversation. `last_seq` is also the number of its messages: none is ever deleted by itself."""
+
+    __tablename__ = "conversations"
+    __table_args__ = (
+        PrimaryKeyConstraint("user_id", "id", name="conversations_pkey"),
+        UniqueConstraint("user_id", "number", name="conversations_number"),
+        ForeignKeyConstraint(["user_id"], [f"{SCHEMA}.users.id"], name="conversations_user", ondelete="CASCADE"),
+        CheckConstraint(f"char_length(key) BETWEEN 1 AND {limits.KEY_CHARS}", name="conversations_key_length"),
+        CheckConstraint(f"char_length(title) BETWEEN 1 AND {limits.TITLE_CHARS}", name="conversations_title_length"),
+        CheckConstraint(
+            f"jsonb_typeof(metadata) = 'object' AND octet_length(metadata::text) <= {limits.STORED_METADATA_BYTES}",
+            name="conversations_metadata_size",
+        ),
+        CheckConstraint("number > 0 AND last_seq >= 0", name="conversations_counters"),
+        CheckConstraint(
+            "(forked_from_id IS NULL) = (forked_from_seq IS NULL) AND forked_from_seq >= 0", name="conversations_fork"
+        ),
+        # Partial: a conversation without a key costs no entry, and each of its appends writes none.
+        Index("conversations_key", "user_id", "key", unique=True, postgresql_where=text("key IS NOT NULL")),
+        Index("conversations_recent", "user_id", text("updated_at DESC"), text("id DESC")),
+        {"schema": SCHEMA, "postgresql_with": _OFTEN_UPDATED},
+    )
+
+    user_id: str = Field(sa_column=Column(Text, nullable=False))
+    id: UUID = Field(sa_column=Column(Uuid, nullable=False))
+    number: int = Field(sa_column=Column(BigInteger, nullable=False))
+    key: str | None = Field(sa_column=Column(Text))
+    title: str | None = Field(sa_column=Column(Text))
+    metadata_: dict[str, Any] | None = Field(sa_column=Column("metadata", JSONB))
+    last_seq: int = Field(sa_column=Column(Integer, nullable=False, server_default=text("0")))
+    archived_at: datetime | None = Field(sa_column=Column(DateTime(timezone=True)))
+    forked_from_id: UUID | None = Field(sa_column=Column(Uuid))
+    forked_from_seq: int | None = Field(sa_column=Column(Integer))
+    created_at: datetime = Field(sa_column=_time())
+    updated_at: datetime = Field(sa_column=_time())
+
+
+class Message(_Table, table=True):
+    """A message, numbered under its conversation's row lock; `created_at` never runs backwards along `seq`."""
+
+    __tablename__ = "messages"
+    __table_args__ = (
+        PrimaryKeyConstraint("user_id", "conversation_id", "seq", name="messages_pkey"),
+        ForeignKeyConstraint(
+            ["user_id", "conversation_id"],
+            [f"{SCHEMA}.conversations.user_id", f"{SCHEMA}.conversations.id"],
+            name="messages_conversation",
+            ondelete="CASCADE",
+        ),
+        CheckConstraint("seq > 0", name="messages_seq"),
+        CheckConstraint(f"role IN ({', '.join(repr(role) for role in ROLES)})", name="messages_role"),
+        CheckConstraint(
+            f"char_length(content) <= {limits.STORED_CONTENT_CHARS}",
+            name="messages_content_length",
+        ),
+        CheckConstraint(
+            "content <> '' OR coalesce(jsonb_array_length(tool_calls), 0) + coalesce(jsonb_array_length(parts), 0) > 0",
+            name="messages_not_empty",
+        ),
+        CheckConstraint(
+            f"jsonb_typeof(tool_calls) = 'array' AND octet_length(tool_calls::text) <= {limits.STORED_JSON_BYTES}",
+            name="messages_tool_calls_size",
+        ),
+        CheckConstraint(
+            f"jsonb_typeof(parts) = 'array' AND octet_length(parts::text) <= {limits.STORED_JSON_BYTES}",
+            name="messages_parts_size",
+        ),
+        CheckConstraint(
+            f"jsonb_typeof(metadata) = 'object' AND octet_length(metadata::text) <= {limits.STORED_METADATA_BYTES}",
+            name="messages_metadata_size",
+        ),
+        CheckConstraint(
+            f"char_length(client_message_id) BETWEEN 1 AND {limits.CLIENT_MESSAGE_ID_CHARS}",
+            name="messages_client_message_id_length",
+        ),
+        # Partial: a message without the id, the common case, costs no entry.
+        Index(
+            "messages_client_message_id",
+            "user_id",
+            "conversation_id",
+            "client_message_id",
+            unique=True,
+            postgresql_where=text("client_message_id IS NOT NULL"),
+        ),
+        {"schema": SCHEMA},
+    )
+
+    user_id: str = Field(sa_column=Column(Text, nullable=False))
+    conversation_id: UUID = Field(sa_column=Column(Uuid, nullable=False))
+    seq: int = Field(sa_column=Column(Integer, nullable=False))
+    id: UUID = Field(sa_column=Column(Uuid, nullable=False))
+    role: str = Field(sa_column=Column(Text, nullable=False))
+    content: str = Field(sa_column=Column(Text, nullable=False))
+    tool_calls: list[Any] | None = Field(sa_column=Column(JSONB))
+    tool_call_id: str | None = Field(sa_column=Column(Text))
+    name: str | None = Field(sa_column=Column(Text))
+    parts: list[Any] | None = Field(sa_column=Column(JSONB))
+    metadata_: dict[str, Any] | None = Field(sa_column=Column("metadata", JSONB))
+    client_message_id: str | None = Field(sa_column=Column(Text))
+    created_at: datetime = Field(sa_column=_time())
+
+
+class SigningKey(_Table, table=True):
+    """A secret that every process on this database shares, so that a cursor made by one is understood by all."""
+
+    __tablename__ = "signing_keys"
+    __table_args__ = (
+        PrimaryKeyConstraint("purpose", name="signing_keys_pkey"),
+        CheckConstraint("octet_length(secret) >= 32", name="signing_keys_secret_length"),
+        {"schema": SCHEMA},
+    )
+
+    purpose: str = Field(sa_column=Column(Text, nullable=False))
+    secret: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    created_at: datetime = Field(sa_column=_time())

@@ -1,0 +1,131 @@
+"""The frozen values that go into the store and come out of it. No database row leaves `storage`; these do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal, NamedTuple, TypeAlias
+from uuid import UUID
+
+Role: TypeAlias = Literal["user", "assistant", "system", "tool"]
+ROLES: tuple[Role, ...] = ("user", "assistant", "system", "tool")
+
+ConversationRef: TypeAlias = UUID | int
+"""A conversation by its id or by its number; either is looked up among the caller's own only."""
+
+
+@dataclass(frozen=True, slots=True)
+class ForkOrigin:
+    """Where a fork was taken: it starts with messages 1 to `seq` of `conversation_id`."""
+
+    conversation_id: UUID
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A conversation without its messages. `metadata` is None where none was ever set."""
+
+    id: UUID
+    number: int
+    title: str | None
+    key: str | None
+    metadata: dict[str, Any] | None
+    message_count: int
+    archived: bool
+    forked_from: ForkOrigin | None
+    created_at: datetime
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ListedConversation:
+    """A conversation in a list, with the beginning of its latest text (None where its last messages have none)."""
+
+    conversation: Conversation
+    preview: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ConversationPage:
+    """One page of a list, newest `updated_at` first. `next_cursor` is None on the last page."""
+
+    conversations: list[ListedConversation]
+    next_cursor: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewMessage:
+    """A message to append. None means absent; everything else is stored exactly as it is."""
+
+    role: str
+    content: str = ""
+    tool_calls: list[Any] | None = None
+    tool_call_id: str | None = None
+    name: str | None = None
+    parts: list[Any] | None = None
+    metadata: dict[str, Any] | None = None
+    client_message_id: str | None = None
+
+
+class Message(NamedTuple):
+    """A stored message. `id`, `client_message_id`, `parts` and `metadata` are loaded in full detail only.
+
+    A named tuple, not a dataclass: a thousand of them are made for one history, and each costs a quarter as much.
+    """
+
+    seq: int
+    role: Role
+    content: str
+    created_at: datetime
+    tool_calls: list[Any] | None = None
+    tool_call_id: str | None = None
+    name: str | None = None
+    id: UUID | None = None
+    client_message_id: str | None = None
+    parts: list[Any] | None = None
+    metadata: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What an append stored. `deduplicated` says that the message was there before, by its `client_message_id`."""
+
+    conversation_id: UUID
+    seq: int
+    id: UUID
+    created_at: datetime
+    deduplicated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryWindow:
+    """A contiguous slice of a conversation, oldest first.
+
+    `omitted_before` and `omitted_after` count the messages outside it, so that the three together are the whole.
+    `estimated_tokens` is the sum of `history.TOKEN_ESTIMATE` over the window. `omitted_exchange` is the tool exchange, by its
+    first and last seq, that a bound of the caller cut and that was therefore left out; None where no bound did.
+    """
+
+    conversation: Conversation
+    messages: list[Message]
+    omitted_before: int
+    omitted_after: int
+    estimated_tokens: int
+    omitted_exchange: tuple[int, int] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """A new conversation and the number of messages copied into it."""
+
+    conversation: Conversation
+    messages_copied: int
+
+
+@dataclass(frozen=True, slots=True)
+class Deletion:
+    """A conversation that is gone, with the number of messages that went with it."""
+
+    conversation_id: UUID
+    messages_deleted: int

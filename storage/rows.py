@@ -1,0 +1,114 @@
+"""Database rows -> records. Each row's owner is compared with the caller once more before it leaves the store."""
+
+from __future__ import annotations
+
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+from .errors import Unforeseen
+from .history import Cut, Trace, call_ids, cut
+from .records import Conversation, ForkOrigin, HistoryWindow, ListedConversation, Message, Receipt
+
+
+def owned(user_id: str, rows: list[Any]) -> list[Any]:
+    """The rows, all of them the user's. Raises Unforeseen otherwise: a statement is wrong, and nothing leaves."""
+    for row in rows:
+        if row["user_id"] != user_id:
+            raise Unforeseen("a statement found a row of another user")
+    return rows
+
+
+def conversation(row: Any) -> Conversation:
+    """From the columns of `queries.CONVERSATION`."""
+    origin = row["forked_from_id"]
+    return Conversation(
+        id=row["id"],
+        number=row["number"],
+        title=row["title"],
+        key=row["key"],
+        metadata=row["metadata"],
+        message_count=row["last_seq"],
+        archived=row["archived"],
+        forked_from=None if origin is None else ForkOrigin(origin, row["forked_from_seq"]),
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
+    )
+
+
+def listed(row: Any) -> ListedConversation:
+    """A conversation and its preview."""
+    return ListedConversation(conversation(row), row["preview"])
+
+
+def message(row: Any) -> Message:
+    """From a row of kind `message`, whose columns after the first two are those of Message in its order."""
+    return Message._make(row[2:13])
+
+
+class FoundHistory(NamedTuple):
+    """The three kinds of row that the history statement answers with, apart; messages oldest first."""
+
+    head: Any | None
+    messages: list[Any]
+    around: list[Any]
+
+    def cut(self, *, after_seq: int, before_seq: int, forward: bool) -> Cut:
+        """Where the window must be cut; there must be messages."""
+        edges = (self.messages[0]["seq"], self.messages[-1]["seq"])
+        relevant = [row for row in self.messages if row["tool_calls"] is not None or row["role"] == "tool"]
+        traces = [
+            Trace(row["seq"], row["role"], row["tool_call_id"], call_ids(row["tool_calls"]))
+            for row in (*relevant, *self.around)
+        ]
+        return cut(edges, traces, after_seq=after_seq, before_seq=before_seq, forward=forward)
+
+    def between(self, first: int, last: int) -> FoundHistory:
+        """The messages `first` to `last` only."""
+        if not self.messages:
+            return self
+        start = self.messages[0]["seq"]
+        return self._replace(messages=self.messages[max(0, first - start) : max(0, last + 1 - start)])
+
+
+def history(found: list[Any]) -> FoundHistory:
+    """From the rows of the history statement, whose kinds come in no promised order."""
+    head, messages, around = None, [], []
+    for row in found:
+        kind = row["kind"]
+        if kind == "message":
+            messages.append(row)
+        elif kind == "conversation":
+            head = row
+        else:
+            around.append(row)
+    messages.sort(key=itemgetter("seq"))
+    return FoundHistory(head, messages, around)
+
+
+def window(found: FoundHistory, place: int, left_out: tuple[int, int] | None) -> HistoryWindow:
+    """All of the messages found; `place` is the seq after which an empty window lies."""
+    assert found.head is not None
+    last_seq = int(found.head["last_seq"])
+    place = max(0, min(place, last_seq))
+    first, last = place + 1, place
+    if found.messages:
+        first, last = found.messages[0]["seq"], found.messages[-1]["seq"]
+    return HistoryWindow(
+        conversation=conversation(found.head),
+        messages=[message(row) for row in found.messages],
+        omitted_before=first - 1,
+        omitted_after=last_seq - last,
+        estimated_tokens=sum(row["tokens"] for row in found.messages),
+        omitted_exchange=left_out,
+    )
+
+
+def receipt(row: Any, *, deduplicated: bool | None = None) -> Receipt:
+    """What an append answered for one message."""
+    return Receipt(
+        conversation_id=row["conversation_id"],
+        seq=row["seq"],
+        id=row["id"],
+        created_at=row["created_at"],
+        deduplicated=row["deduplicated"] if deduplicated is None else deduplicated,
+    )

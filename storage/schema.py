@@ -1,0 +1,153 @@
+"""The schema's revision, and the migrations that change it: under an advisory lock, on the direct host.
+
+Importing Alembic takes a second of CPU, so it happens inside `migrate` only: a start that finds the schema as it should
+be, which is every start but the first, never pays for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from io import StringIO
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .database_url import read_database_url
+from .errors import SchemaOutOfDate, translate
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+    from sqlalchemy import Connection
+
+REVISION = "0001"
+"""The revision that this code is written for. Revisions are four digits, so they compare as text."""
+
+_LOCK_KEY = 0x63686174  # "chat": any number will do that is always the same
+_LOCK_TIMEOUT = "60s"  # another process migrates at this moment; a first migration takes less than 1 s (measured)
+_one_at_a_time = threading.Lock()  # Alembic's context is a module global: two upgrades in one process mix
+
+STATE_SQL = """
+SELECT (SELECT max(version_num) FROM chatledger.alembic_version) AS revision,
+       (SELECT secret FROM chatledger.signing_keys WHERE purpose = 'cursor') AS secret
+"""
+
+
+class SchemaState(NamedTuple):
+    """What a database has: no revision where nothing was ever migrated there."""
+
+    revision: str | None
+    cursor_secret: bytes = b""
+
+
+async def read_state(connection: Any) -> SchemaState:
+    """The schema's state, by one statement on a driver connection."""
+    try:
+        row = await connection.fetchrow(STATE_SQL)
+    except Exception as exc:
+        if isinstance(translate(exc), SchemaOutOfDate):
+            return SchemaState(None)
+        raise
+    return SchemaState(row["revision"], row["secret"] or b"")
+
+
+def require_current(state: SchemaState) -> None:
+    """Raises SchemaOutOfDate, with what to do about it."""
+    if state.revision == REVISION and state.cursor_secret:
+        return
+    if state.revision is None:
+        raise SchemaOutOfDate("the database has no chatledger tables yet; run `chatledger migrate`")
+    if state.revision > REVISION:
+        raise SchemaOutOfDate(
+            f"the database is at schema revision {state.revision}, newer than the {REVISION} of this version; "
+            "upgrade chatledger (`uv sync`, or `pip install -U chatledger`)"
+        )
+    raise SchemaOutOfDate(
+        f"the database is at schema revision {state.revision}, this version needs {REVISION}; run `chatledger migrate`"
+    )
+
+
+def migrate(url: str, revision: str = "head") -> tuple[str | None, str | None]:
+    """Bring the database at `url` to `revision`; the revisions before and after. All or nothing, in one transaction.
+
+    Several callers at once, in any number of processes, are safe: one migrates, the others find it done. Blocks; call it
+    in a thread of its own.
+
+    Raises:
+        ValueError: the URL cannot be used, is pooled without a direct host that can be derived, or names no revision.
+        StorageError: the database cannot be reached, or refused.
+    """
+    with _one_at_a_time:
+        return asyncio.run(_migrate(url, revision))
+
+
+async def _migrate(url: str, revision: str) -> tuple[str | None, str | None]:
+    from sqlalchemy import text
+    from sqlalchemy.ext.asyncio import create_async_engine
+    from sqlalchemy.pool import NullPool
+
+    target = read_database_url(url).unpooled()
+    if target is None:
+        raise ValueError("migrations need a direct connection; set CHATLEDGER_DIRECT_DATABASE_URL")
+    connect_args = target.connect_args | {"command_timeout": None}  # building an index may take long
+    engine = create_async_engine(target.url, poolclass=NullPool, connect_args=connect_args)
+    try:
+        async with engine.begin() as connection:
+            await connection.execute(text(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'"))
+            await connection.execute(text("SET LOCAL statement_timeout = 0"))
+            await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK_KEY})
+            await connection.execute(text("CREATE SCHEMA IF NOT EXISTS chatledger"))
+            return await connection.run_sync(_run, revision)
+    except (ValueError, NotImplementedError):
+        raise
+    except Exception as exc:
+        raise translate(exc) from exc
+    finally:
+        await engine.dispose()
+
+
+def _run(connection: Connection, revision: str) -> tuple[str | None, str | None]:
+    from alembic import command
+    from alembic.runtime.migration import MigrationContext
+    from alembic.script import ScriptDirectory
+    from alembic.util import CommandError
+
+    config = _config()
+    config.attributes["connection"] = connection
+    context = MigrationContext.configure(connection, opts={"version_table_schema": "chatledger"})
+    before = context.get_current_revision()
+    script = ScriptDirectory.from_config(config)
+    try:
+        wanted = script.get_current_head() if revision == "head" else revision
+        if wanted != "base":
+            script.get_revision(wanted)
+        if before is not None:
+            script.get_revision(before)  # a newer database: this code cannot know the way back
+    except CommandError:
+        if before is not None and before > REVISION:
+            require_current(SchemaState(before))
+        raise ValueError(f"there is no schema revision {revision}") from None
+    down = before is not None and (wanted == "base" or (wanted is not None and wanted < before))
+    if wanted != before:
+        (command.downgrade if down else command.upgrade)(config, wanted or "head")
+    return before, context.get_current_revision()
+
+
+def migration_sql(revision: str = "head") -> str:
+    """The SQL that `migrate` would run on an empty database, for those who run it themselves."""
+    from alembic import command
+
+    text = StringIO()
+    with _one_at_a_time:
+        command.upgrade(_config(text), revision, sql=True)
+    return text.getvalue()
+
+
+def _config(output: StringIO | None = None) -> Config:
+    from alembic.config import Config
+
+    config = Config() if output is None else Config(output_buffer=output)
+    config.set_main_option("script_location", "chatledger.migrations:")
+    return config
+
+
+Migrate = Callable[[str], tuple[str | None, str | None]]

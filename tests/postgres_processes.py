@@ -1,0 +1,138 @@
+"""Processes that share one embedded Postgres, and bounded waiting for what they do."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+
+from chatledger.storage import supervisor
+from chatledger.storage.embedded import EmbeddedPostgres
+
+QUICK = {"fsync": "off"}  # nothing here survives the machine, so nothing has to reach the disk
+
+USER = """
+import sys
+from pathlib import Path
+from chatledger.storage.embedded import EmbeddedPostgres
+
+database = EmbeddedPostgres(Path(sys.argv[1]), linger=float(sys.argv[2]), settings={"fsync": "off"})
+print(database.start(), flush=True)
+for line in sys.stdin:
+    exec(line)
+"""
+
+
+def eventually(holds: Callable[[], bool], within: float = 20.0) -> None:
+    """Return as soon as `holds` is true; fail after `within` seconds."""
+    deadline = time.monotonic() + within
+    while not holds():
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.01)
+
+
+def throughout(seconds: float, holds: Callable[[], bool]) -> None:
+    """Fail as soon as `holds` is not true, within `seconds`."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        assert holds(), "it did not stay true"
+        time.sleep(0.01)
+
+
+def ask(url: str, query: str) -> Any:
+    """The first column of the first row of the answer to `query`, on a connection of its own."""
+
+    async def fetch() -> Any:
+        connection = await asyncpg.connect(url, timeout=20)
+        try:
+            return await connection.fetchval(query)
+        finally:
+            await connection.close()
+
+    return asyncio.run(fetch())
+
+
+def postmaster_of(root: Path) -> int:
+    return supervisor.pid_in(EmbeddedPostgres(root).data_directory / "postmaster.pid")
+
+
+def supervisor_of(root: Path) -> int:
+    return supervisor.pid_in(root / "pg18" / "supervisor.lock")
+
+
+def kill_postmaster(root: Path) -> None:
+    """Kill it and wait until it can answer no more."""
+    data, pid = EmbeddedPostgres(root).data_directory, postmaster_of(root)
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: not supervisor.is_postmaster(pid, data))
+
+
+def kill_supervisor(root: Path) -> None:
+    pid = supervisor_of(root)
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: not supervisor.is_supervisor(pid, root / "pg18"))
+
+
+def is_down(root: Path) -> bool:
+    """Whether neither a server nor a supervisor is left."""
+    try:
+        supervisor.FileLock(root / "pg18" / "supervisor.lock").take(shared=True).release()
+    except TimeoutError:
+        return False
+    return not EmbeddedPostgres(root).running()
+
+
+class User:
+    """Another process that is a user of the database until it leaves or is killed."""
+
+    def __init__(self, root: Path, linger: float) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", USER, str(root), str(linger)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def url(self) -> str:
+        """What `start()` gave it; waits for that."""
+        return self.answer()
+
+    def answer(self) -> str:
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        assert line, "the process ended"
+        return line.strip()
+
+    def do(self, line: str) -> None:
+        """Let it execute one line of Python."""
+        assert self.process.stdin
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def leave(self) -> None:
+        self.process.communicate(timeout=20)
+
+
+@contextlib.contextmanager
+def users(root: Path, number: int = 1, linger: float = 0.0) -> Iterator[list[User]]:
+    """Processes that use the database at once. All have ended afterwards."""
+    started = [User(root, linger) for _ in range(number)]
+    try:
+        yield started
+    finally:
+        for user in started:
+            user.kill()
+            user.process.communicate()
