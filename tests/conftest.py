@@ -1,0 +1,133 @@
+"""A real Postgres for the whole session, a fresh database with the real schema for each test.
+
+`CHATLEDGER_TEST_DATABASE_URL` points the suite at any Postgres whose role may create databases; without it the session
+starts an embedded one, without fsync, in a temporary directory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+import asyncpg
+import pytest
+from mcp import Client
+from sqlalchemy import make_url
+
+from chatledger.server.app import make_server
+from chatledger.server.identity import local_user
+from chatledger.storage import ConversationStore, Limits, schema
+from chatledger.storage.database_url import read_database_url
+from chatledger.storage.embedded import temporary
+
+ERAS = ("auto", "legacy")
+"""Both protocol eras: the newest revision that client and server know, and `initialize`."""
+
+OpenClient = Callable[..., AbstractAsyncContextManager[Client]]
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_settings_from_outside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No setting of the person who runs the tests reaches them, and no test reaches that person's data."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in os.environ:
+            if name.startswith("CHATLEDGER_") and name != "CHATLEDGER_TEST_DATABASE_URL" or name == "DATABASE_URL":
+                patch.delenv(name)
+        home = tmp_path_factory.mktemp("home")
+        for name, folder in (("HOME", "."), ("XDG_CONFIG_HOME", "config"), ("XDG_DATA_HOME", "data")):
+            patch.setenv(name, str(home / folder))
+        yield
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """A Postgres server where databases may be created."""
+    if given := os.environ.get("CHATLEDGER_TEST_DATABASE_URL"):
+        yield given
+        return
+    with temporary(fsync="off", full_page_writes="off", max_connections="300") as url:
+        yield url
+
+
+def run_sql(url: str, *statements: str) -> list[Any]:
+    """Run statements on a connection of their own; the rows of the last."""
+
+    async def run() -> list[Any]:
+        target = read_database_url(url)
+        place = target.url.translate_connect_args(username="user") | dict(target.url.query)
+        connection = await asyncpg.connect(**place, **target.connect_args)
+        try:
+            return [await connection.fetch(statement) for statement in statements][-1]
+        finally:
+            await connection.close()
+
+    return asyncio.run(run())
+
+
+def database_at(url: str, name: str) -> str:
+    """The same server, another database."""
+    return make_url(url).set(database=name).render_as_string(hide_password=False)
+
+
+@pytest.fixture(scope="session")
+def template(postgres_url: str) -> Iterator[str]:
+    """The name of a database that the real migrations were run in; each test gets a copy."""
+    name = f"chatledger_template_{secrets.token_hex(4)}"
+    run_sql(postgres_url, f"CREATE DATABASE {name} TEMPLATE template0")
+    schema.migrate(database_at(postgres_url, name))
+    yield name
+    run_sql(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def empty_database_url(postgres_url: str) -> Iterator[str]:
+    """A database without any table."""
+    name = f"chatledger_empty_{secrets.token_hex(4)}"
+    run_sql(postgres_url, f"CREATE DATABASE {name} TEMPLATE template0")
+    yield database_at(postgres_url, name)
+    run_sql(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def database_url(postgres_url: str, template: str) -> Iterator[str]:
+    """A database with the schema and no rows."""
+    name = f"chatledger_test_{secrets.token_hex(4)}"
+    run_sql(postgres_url, f"CREATE DATABASE {name} TEMPLATE {template}")
+    yield database_at(postgres_url, name)
+    run_sql(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+async def store(database_url: str) -> AsyncIterator[ConversationStore]:
+    """A store with the default limits."""
+    async with ConversationStore.at(database_url) as opened:
+        yield opened
+
+
+@pytest.fixture(params=ERAS)
+def era(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def client_of(database_url: str, era: str) -> OpenClient:
+    """Opens an in-memory client for a user: `async with client_of("alice") as client`. Each has a server of its own."""
+
+    @asynccontextmanager
+    async def connect(user_id: str, *, toolset: str = "full", limits: Limits | None = None) -> AsyncIterator[Client]:
+        async with (
+            ConversationStore.at(database_url, limits) as store,
+            Client(make_server(store, local_user(user_id), toolset=toolset), mode=era) as client,
+        ):
+            yield client
+
+    return connect
