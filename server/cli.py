@@ -9,10 +9,9 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
+from chatledger.server.settings import Settings, SettingsError, load_settings
 from chatledger.storage.errors import StorageError
 from chatledger.storage.source import DatabaseSource, EmbeddedDatabase, ExternalDatabase
-
-from .settings import Settings, SettingsError, load_settings
 
 # Imports that only some commands need stand inside them: `serve` answers sooner for it, and so does --help.
 
@@ -56,7 +55,9 @@ def _parser() -> argparse.ArgumentParser:
     how = migrate.add_mutually_exclusive_group()
     how.add_argument("--check", action="store_true", help="change nothing; exit 1 unless the schema is current")
     how.add_argument("--sql", action="store_true", help="print the SQL for an empty database, run nothing")
-    how.add_argument("--to", metavar="REV", default="head", help="the revision to end at, or base (default: the newest)")
+    how.add_argument(
+        "--to", metavar="REV", default="head", help="the revision to end at, or base (default: the newest)"
+    )
     migrate.set_defaults(run=_migrate)
 
     doctor = commands.add_parser("doctor", help="say which database is used, and what is wrong with it")
@@ -89,8 +90,8 @@ def _where(settings: Settings) -> str:
 def _serve(args: argparse.Namespace, settings: Settings) -> int:
     if sys.stdin.isatty():
         print(
-            "chatledger: this speaks MCP on stdin and stdout and waits for a client. Put the command into your client's "
-            "configuration (the README shows how), or end it with Ctrl-C.",
+            "chatledger: this speaks MCP on stdin and stdout and waits for a client. Put the command into your "
+            "client's configuration (the README shows how), or end it with Ctrl-C.",
             file=sys.stderr,
         )
     asyncio.run(_serve_stdio(settings, args.toolset or settings.toolset))
@@ -101,8 +102,8 @@ async def _serve_stdio(settings: Settings, toolset: str) -> None:
     from chatledger.storage.store import ConversationStore
 
     async with ConversationStore(_source(settings), settings.limits) as store:
-        from .app import make_server
-        from .identity import local_user
+        from chatledger.server.app import make_server
+        from chatledger.server.identity import local_user
 
         server = make_server(store, local_user(settings.user_id), toolset=toolset)
         store.start()
@@ -144,9 +145,8 @@ def _check_schema(settings: Settings) -> int:
 
 
 def _doctor(args: argparse.Namespace, settings: Settings) -> int:
+    from chatledger.server.doctor import report
     from chatledger.storage.diagnosis import diagnose
-
-    from .doctor import report
 
     found = asyncio.run(diagnose(_source(settings), _where(settings)))
     print(report(found, settings, as_json=args.json))

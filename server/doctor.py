@@ -1,14 +1,13 @@
-"""`chatledger doctor`: which database, which schema, which user, what is wrong and what mends it; for people or as JSON."""
+"""What `chatledger doctor` prints: the database, the schema, the user, what is wrong and what mends it."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
+from chatledger.server.settings import USER_CONFIG_FILE, Settings
 from chatledger.storage.diagnosis import Diagnosis
 from chatledger.storage.schema import REVISION
-
-from .settings import USER_CONFIG_FILE, Settings
 
 
 def report(diagnosis: Diagnosis, settings: Settings, *, as_json: bool) -> str:

@@ -1,4 +1,4 @@
-"""What went wrong -> what the caller sees: a tool result with the contract's code, never a driver's or a model's text."""
+"""What went wrong -> what the caller sees: a tool result with the contract's code, never a driver's own text."""
 
 from __future__ import annotations
 
@@ -126,4 +126,3 @@ def _expected(error: Any) -> str:
         return str(context.get("error", "is not valid"))
     message = str(error["msg"])
     return message.removeprefix("Input ").removeprefix("Value error, ")
-

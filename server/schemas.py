@@ -1,7 +1,7 @@
 """What the tools accept and return, as JSON. Types are checked here; lengths, ranges and sizes by the store, once.
 
-Optional text is plain `str` with a default that no client can send: for a parameter of any other type, `str | None` among
-them, the SDK first tries to read a string as JSON, so that the title `null` would be no title.
+Optional text is plain `str` with a default that no client can send: for a parameter of any other type, `str | None`
+among them, the SDK first tries to read a string as JSON, so that the title `null` would be no title.
 """
 
 from __future__ import annotations
@@ -40,44 +40,40 @@ def given(text: str) -> str | None:
 # ---- arguments ----------------------------------------------------------------------------------------------------
 
 
-def _says(description: str, **schema: Any) -> Any:
+def says(description: str, **schema: Any) -> Any:
     """A field whose bounds are told to the client and checked by the store, whose sentences name what was measured."""
     return Field(description=description, json_schema_extra=schema or None)
 
 
 ConversationId: TypeAlias = Annotated[
-    str | int, _says("The conversation's id (a UUID) or its number (12), as create and list return them.")
+    str | int, says("The conversation's id (a UUID) or its number (12), as create and list return them.")
 ]
-Title: TypeAlias = Annotated[
-    str, _says("A short title for people.", minLength=1, maxLength=limits.TITLE_CHARS)
-]
+Title: TypeAlias = Annotated[str, says("A short title for people.", minLength=1, maxLength=limits.TITLE_CHARS)]
 Role: TypeAlias = Literal["user", "assistant", "system", "tool"]
-Content: TypeAlias = Annotated[
-    str, _says("The text, kept exactly. May be empty only beside tool_calls or parts.")
-]
-ToolCalls: TypeAlias = Annotated[list[Any] | None, _says("An assistant's tool calls, each with an id.")]
+Content: TypeAlias = Annotated[str, says("The text, kept exactly. May be empty only beside tool_calls or parts.")]
+ToolCalls: TypeAlias = Annotated[list[Any] | None, says("An assistant's tool calls, each with an id.")]
 ToolCallId: TypeAlias = Annotated[
     str,
-    _says("In a tool message: the id of the call that it answers.", minLength=1, maxLength=limits.TOOL_CALL_ID_CHARS),
+    says("In a tool message: the id of the call that it answers.", minLength=1, maxLength=limits.TOOL_CALL_ID_CHARS),
 ]
-Name: TypeAlias = Annotated[str, _says("Who wrote it, or the tool.", minLength=1, maxLength=limits.NAME_CHARS)]
+Name: TypeAlias = Annotated[str, says("Who wrote it, or the tool.", minLength=1, maxLength=limits.NAME_CHARS)]
 Parts: TypeAlias = Annotated[
-    list[Any] | None, _says("Whatever is not plain text (images, thinking, files), kept verbatim.")
+    list[Any] | None, says("Whatever is not plain text (images, thinking, files), kept verbatim.")
 ]
-Metadata: TypeAlias = Annotated[dict[str, Any] | None, _says("Your own JSON object, at most 16 KiB.")]
+Metadata: TypeAlias = Annotated[dict[str, Any] | None, says("Your own JSON object, at most 16 KiB.")]
 ClientMessageId: TypeAlias = Annotated[
     str,
-    _says(
+    says(
         "Your id for this message. Repeating a call with it is safe: it is stored once.",
         minLength=1,
         maxLength=limits.CLIENT_MESSAGE_ID_CHARS,
     ),
 ]
 ExpectedLastSeq: TypeAlias = Annotated[
-    int | None, _says("Append only if the conversation's last seq is this; 0 means empty.", minimum=0)
+    int | None, says("Append only if the conversation's last seq is this; 0 means empty.", minimum=0)
 ]
-Time: TypeAlias = Annotated[str, _says("ISO 8601 with a time zone, exclusive.", format="date-time")]
-Cursor: TypeAlias = Annotated[str, _says("next_cursor of the page before, with the same filters.")]
+Time: TypeAlias = Annotated[str, says("ISO 8601 with a time zone, exclusive.", format="date-time")]
+Cursor: TypeAlias = Annotated[str, says("next_cursor of the page before, with the same filters.")]
 
 
 class MessageIn(BaseModel):
@@ -286,7 +282,8 @@ OUTPUT_SCHEMAS: Final[dict[str, dict[str, Any]]] = {
 
 def input_schema(model: type[BaseModel]) -> dict[str, Any]:
     """A model's JSON schema without what no client needs: generated titles, nulls, and defaults that mean absence."""
-    return _thinned(model.model_json_schema(by_alias=True))
+    thin: dict[str, Any] = _thinned(model.model_json_schema(by_alias=True))
+    return thin
 
 
 def _thinned(schema: Any) -> Any:

@@ -31,7 +31,8 @@ class SettingsError(Exception):
 
 class Settings(BaseSettings):
     """What may be set, as `CHATLEDGER_<NAME>` in the environment, in `.env` where the server starts, or in the user's
-    `config.env`; the first that has a usable value wins. An empty value, or one that a client left as `${...}`, is none."""
+    `config.env`; the first that has a usable value wins. An empty value, or one that a client left as `${...}`, is
+    none."""
 
     model_config = SettingsConfigDict(
         env_prefix="CHATLEDGER_",
@@ -92,7 +93,7 @@ class Settings(BaseSettings):
 
 
 def _usable(value: str | None) -> bool:
-    return bool(value and value.strip()) and not value.strip().startswith("${")
+    return value is not None and value.strip() != "" and not value.strip().startswith("${")
 
 
 def load_settings() -> Settings:

@@ -1,4 +1,4 @@
-"""The tools: each parses its arguments, calls the store once, and shapes the answer. Docstrings are what models read."""
+"""The tools: each parses its arguments, calls the store once, shapes the answer. Models read their docstrings."""
 
 from __future__ import annotations
 
@@ -9,13 +9,9 @@ from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.tools import Tool
 from mcp.types import CallToolResult, TextContent, ToolAnnotations
 
-from chatledger.storage import limits
-from chatledger.storage.records import NewMessage
-from chatledger.storage.store import ConversationStore
-
-from . import schemas
-from .identity import Caller
-from .schemas import (
+from chatledger.server import schemas
+from chatledger.server.identity import Caller
+from chatledger.server.schemas import (
     ABSENT,
     ClientMessageId,
     Content,
@@ -32,14 +28,13 @@ from .schemas import (
     ToolCallId,
     ToolCalls,
     given,
+    says,
 )
+from chatledger.storage import limits
+from chatledger.storage.records import NewMessage
+from chatledger.storage.store import ConversationStore
 
 Ctx = Context[Any, Any]
-
-
-def _bounded(description: str, least: int, most: int | None = None) -> Any:
-    bounds = {"minimum": least} | ({} if most is None else {"maximum": most})
-    return schemas.Field(description=description, json_schema_extra=bounds)
 
 
 def _answer(structured: dict[str, Any]) -> CallToolResult:
@@ -61,9 +56,10 @@ class ConversationTools:
         metadata: Metadata = None,
         key: Annotated[
             str,
-            schemas.Field(
-                description="Your name for it, such as a session id: with a key that exists, that conversation is returned.",
-                json_schema_extra={"minLength": 1, "maxLength": limits.KEY_CHARS},
+            says(
+                "Your name for it, such as a session id: with a key that exists, that conversation is returned.",
+                minLength=1,
+                maxLength=limits.KEY_CHARS,
             ),
         ] = ABSENT,
     ) -> CallToolResult:
@@ -118,10 +114,7 @@ class ConversationTools:
         conversation_id: ConversationId,
         messages: Annotated[
             list[MessageIn],
-            schemas.Field(
-                description="In order, with the fields of append_message.",
-                json_schema_extra={"minItems": 1, "maxItems": limits.APPEND_MESSAGES},
-            ),
+            says("In order, with the fields of append_message.", minItems=1, maxItems=limits.APPEND_MESSAGES),
         ],
         expected_last_seq: ExpectedLastSeq = None,
     ) -> CallToolResult:
@@ -148,16 +141,16 @@ class ConversationTools:
         self,
         ctx: Ctx,
         conversation_id: ConversationId = ABSENT,
-        limit: Annotated[int, _bounded("At most so many messages.", 1, limits.HISTORY_MESSAGES)] = (
+        limit: Annotated[int, says("At most so many messages.", minimum=1, maximum=limits.HISTORY_MESSAGES)] = (
             limits.HISTORY_MESSAGES
         ),
-        before_seq: Annotated[int | None, _bounded("The window ends just before this seq.", 0)] = None,
-        after_seq: Annotated[int | None, _bounded("The window starts just after this seq.", 0)] = None,
-        max_tokens: Annotated[int, _bounded("At most so many estimated tokens.", 1, limits.HISTORY_TOKENS)] = (
-            limits.HISTORY_TOKENS_DEFAULT
-        ),
+        before_seq: Annotated[int | None, says("The window ends just before this seq.", minimum=0)] = None,
+        after_seq: Annotated[int | None, says("The window starts just after this seq.", minimum=0)] = None,
+        max_tokens: Annotated[
+            int, says("At most so many estimated tokens.", minimum=1, maximum=limits.HISTORY_TOKENS)
+        ] = (limits.HISTORY_TOKENS_DEFAULT),
         detail: Annotated[
-            Literal["concise", "full"], schemas.Field(description="full adds id, client_message_id, parts, metadata.")
+            Literal["concise", "full"], says("full adds id, client_message_id, parts, metadata.")
         ] = "concise",
     ) -> CallToolResult:
         """Read a conversation's messages, oldest first: use it to resume a talk or to see what was said.
@@ -181,17 +174,14 @@ class ConversationTools:
     async def list_conversations(
         self,
         ctx: Ctx,
-        limit: Annotated[int, _bounded("At most so many conversations.", 1, limits.LIST_CONVERSATIONS)] = (
+        limit: Annotated[int, says("At most so many conversations.", minimum=1, maximum=limits.LIST_CONVERSATIONS)] = (
             limits.LIST_CONVERSATIONS_DEFAULT
         ),
         cursor: Cursor = ABSENT,
         include_archived: bool = False,
         title_contains: Annotated[
             str,
-            schemas.Field(
-                description="Only titles with this in them, in any case.",
-                json_schema_extra={"minLength": 1, "maxLength": limits.TITLE_CHARS},
-            ),
+            says("Only titles with this in them, in any case.", minLength=1, maxLength=limits.TITLE_CHARS),
         ] = ABSENT,
         updated_after: Time = ABSENT,
         updated_before: Time = ABSENT,
@@ -217,12 +207,8 @@ class ConversationTools:
         ctx: Ctx,
         conversation_id: ConversationId,
         title: Title = ABSENT,
-        metadata: Annotated[
-            dict[str, Any] | None, schemas.Field(description="Merged by key; a null value removes its key.")
-        ] = None,
-        archived: Annotated[
-            bool | None, schemas.Field(description="true takes it out of the list, false brings it back.")
-        ] = None,
+        metadata: Annotated[dict[str, Any] | None, says("Merged by key; a null value removes its key.")] = None,
+        archived: Annotated[bool | None, says("true takes it out of the list, false brings it back.")] = None,
     ) -> CallToolResult:
         """Change a conversation's title or metadata, or archive it (which can be undone): messages stay as they are."""
         conversation = await self._store.update_conversation(
@@ -238,7 +224,7 @@ class ConversationTools:
         self,
         ctx: Ctx,
         conversation_id: ConversationId,
-        at_seq: Annotated[int | None, _bounded("The last message to copy; left out: all.", 1)] = None,
+        at_seq: Annotated[int | None, says("The last message to copy; left out: all.", minimum=1)] = None,
         title: Title = ABSENT,
     ) -> CallToolResult:
         """Copy a conversation up to a message into a new one: use it to try another way without changing the first."""
@@ -252,7 +238,7 @@ class ConversationTools:
         return _answer({"conversation": view, "messages_copied": fork.messages_copied})
 
     async def delete_conversation(self, ctx: Ctx, conversation_id: ConversationId) -> CallToolResult:
-        """Delete a conversation with all its messages, for good: only when asked to; update_conversation can archive it."""
+        """Delete a conversation with all its messages, for good: only when asked to, as archiving can be undone."""
         deletion = await self._store.delete_conversation(
             await self._caller(ctx), schemas.conversation_ref(conversation_id)
         )

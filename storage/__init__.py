@@ -9,10 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .errors import StorageError as StorageError
-    from .limits import Limits as Limits
-    from .records import NewMessage as NewMessage
-    from .store import ConversationStore as ConversationStore
+    from chatledger.storage.errors import StorageError as StorageError
+    from chatledger.storage.limits import Limits as Limits
+    from chatledger.storage.records import NewMessage as NewMessage
+    from chatledger.storage.store import ConversationStore as ConversationStore
 
 _HOME = {"ConversationStore": "store", "Limits": "limits", "NewMessage": "records", "StorageError": "errors"}
 __all__ = ["ConversationStore", "Limits", "NewMessage", "StorageError"]

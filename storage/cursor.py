@@ -1,7 +1,7 @@
 """An opaque page cursor: a place in a list, sealed for one user and one set of filters.
 
-The seal is an HMAC with a key that all processes on one database share. A cursor therefore survives restarts and goes from
-one server to another, and one that was altered, or made for another user, list or filter, is refused.
+The seal is an HMAC with a key that all processes on one database share. A cursor therefore survives restarts and goes
+from one server to another, and one that was altered, or made for another user, list or filter, is refused.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
-from .errors import InvalidCursor
+from chatledger.storage.errors import InvalidCursor
 
 _VERSION = b"1"
 _SEAL = 16  # bytes: 128 bits, more than can be guessed over a network

@@ -47,7 +47,7 @@ class DatabaseTarget:
         return self.connect_args["ssl"] is not False
 
     def unpooled(self) -> DatabaseTarget | None:
-        """The same database for migrations and LISTEN: None where it is pooled and the direct host cannot be derived."""
+        """The same database for migrations and LISTEN; None where it is pooled and no direct host can be derived."""
         if not self.pooled:
             return self
         host = (self.url.host or "").replace("-pooler.", ".", 1)
@@ -103,7 +103,7 @@ def read_database_url(raw: str) -> DatabaseTarget:
         # Right behind every generation of poolers, and still one round trip. This one setting and no other: together
         # with prepared_statement_cache_size=0 or with generated names it gets slower, or wrong.
         connect_args["statement_cache_size"] = 0
-    place = {name: query[name] for name in ("host", "port") if name in query}
+    place: dict[str, str] = {name: query[name] for name in ("host", "port") if name in query}
     return DatabaseTarget(url.set(query=place), connect_args, neon=neon, pooled=pooled, direct=direct)
 
 

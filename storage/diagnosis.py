@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from . import schema
-from .database_url import DatabaseTarget, read_database_url
-from .errors import StorageError, translate
-from .source import DatabaseSource
+from chatledger.storage import schema
+from chatledger.storage.database_url import DatabaseTarget, read_database_url
+from chatledger.storage.errors import StorageError, translate
+from chatledger.storage.source import DatabaseSource
 
 OLDEST_POSTGRES = 15  # tested; 14 has no index-only partial scans that the plans rely on, and ends in November 2026
 
@@ -38,7 +38,7 @@ class Diagnosis(NamedTuple):
 
 
 async def diagnose(source: DatabaseSource, where: str) -> Diagnosis:
-    """Connect once and look; nothing is changed, but an embedded database is started (and migrated by its first use)."""
+    """Connect once and look. Nothing is changed, but an embedded database is started."""
     problems: list[Problem] = []
     remarks: list[str] = []
     try:
@@ -51,8 +51,12 @@ async def diagnose(source: DatabaseSource, where: str) -> Diagnosis:
     try:
         facts, state = await _ask(target)
     except StorageError as exc:
-        mend = "check the URL, that the server runs, and the network between" if exc.code == "unavailable" else "see above"
-        return Diagnosis(where, None, None, [Problem(exc.message.removesuffix("; `chatledger doctor` says more"), mend)], remarks)
+        mend = (
+            "check the URL, that the server runs, and the network between" if exc.code == "unavailable" else "see above"
+        )
+        return Diagnosis(
+            where, None, None, [Problem(exc.message.removesuffix("; `chatledger doctor` says more"), mend)], remarks
+        )
     if facts["major"] < OLDEST_POSTGRES:
         problems.append(Problem(f"Postgres {facts['version']} is too old", f"use Postgres {OLDEST_POSTGRES} or newer"))
     if facts["encoding"] != "UTF8":

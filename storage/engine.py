@@ -1,7 +1,7 @@
 """The pool of connections: opened at the first use, one statement a call, every call ended by a deadline.
 
-Statements run on the driver's connection under SQLAlchemy's pool, in autocommit: one statement is one transaction and one
-network round trip. Through a session it would be three, with `pool_pre_ping` six (measured on the wire).
+Statements run on the driver's connection under SQLAlchemy's pool, in autocommit: one statement is one transaction and
+one network round trip. Through a session it would be three, with `pool_pre_ping` six (measured on the wire).
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import random
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
-from . import schema
-from .errors import ROLLED_BACK, UNKNOWN_OUTCOME, StorageError, Unavailable, translate
-from .queries import Query
-from .source import DatabaseSource
+from chatledger.storage import schema
+from chatledger.storage.errors import ROLLED_BACK, UNKNOWN_OUTCOME, StorageError, Unavailable, translate
+from chatledger.storage.query import Query
+from chatledger.storage.source import DatabaseSource
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -42,7 +42,9 @@ class _NothingSent(Exception):
 class Database:
     """A pool of connections to one database. Nothing happens before the first call or `start`."""
 
-    def __init__(self, source: DatabaseSource, *, pool_size: int = POOL_SIZE, pool_overflow: int = POOL_OVERFLOW) -> None:
+    def __init__(
+        self, source: DatabaseSource, *, pool_size: int = POOL_SIZE, pool_overflow: int = POOL_OVERFLOW
+    ) -> None:
         self.source = source
         self._pool_size, self._pool_overflow = pool_size, pool_overflow
         self._opening: asyncio.Task[_Open] | None = None
@@ -113,7 +115,7 @@ class Database:
                 error, again = translate(exc.__cause__ or exc), True
                 if isinstance(error, Unavailable) and error.message == UNKNOWN_OUTCOME:
                     error = Unavailable("the database cannot be reached; `chatledger doctor` says more")
-            except Exception as exc:
+            except Exception as exc:  # noqa: BLE001  # drivers raise outside their own trees, too
                 error = translate(exc)
                 rolled_back = getattr(exc, "sqlstate", None) in ROLLED_BACK
                 again = rolled_back or (repeatable and error.message == UNKNOWN_OUTCOME)
@@ -150,7 +152,7 @@ class Database:
                 connection = await engine.raw_connection()
             except PoolTimeout as exc:
                 raise Unavailable("all connections to the database are in use; try again shortly") from exc
-            except Exception as exc:
+            except Exception as exc:  # noqa: BLE001  # whatever it was, nothing was sent
                 await self.source.url()  # an embedded server that died comes back here
                 raise _NothingSent from _driver_error(exc)
             driver: Any = connection.driver_connection
@@ -205,7 +207,7 @@ class Database:
         from pydantic_core import from_json
         from sqlalchemy.ext.asyncio import create_async_engine
 
-        from .database_url import read_database_url
+        from chatledger.storage.database_url import read_database_url
 
         target = read_database_url(url)
         return create_async_engine(

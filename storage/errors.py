@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from . import limits
+from chatledger.storage import limits
 
 
 class StorageError(Exception):
@@ -190,7 +190,7 @@ def translate(exc: BaseException) -> StorageError:
             return Unavailable(f"{reason}; `chatledger doctor` says more", retry_after_seconds=30)
         if state in ("42P01", "3F000", "42703"):  # a table, schema or column that this code expects
             return SchemaOutOfDate("the database's tables do not fit this version; run `chatledger migrate`")
-        if state.startswith("08") or state.startswith("57P"):
+        if state.startswith(("08", "57P")):
             return Unavailable(UNKNOWN_OUTCOME)
         return Unforeseen("the database refused the statement")
     if isinstance(exc, asyncpg.InterfaceError | asyncpg.InternalClientError | OSError | TimeoutError):

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
-TOKEN_ESTIMATE = "(octets of content and JSON fields) / 4, rounded up, + 4 a message"
-
 
 class Trace(NamedTuple):
     """What decides about tool exchanges in one message."""
@@ -19,14 +17,14 @@ class Trace(NamedTuple):
     role: str
     tool_call_id: str | None
     calls: tuple[str, ...] | None
-    """The ids of an assistant message's calls: empty where they have none, None where it makes no call."""
+    """The ids of an assistant message's calls: empty where they have none, None where it calls nothing."""
 
 
 class Cut(NamedTuple):
     """What to do about messages `first` to `last`; they are none when `last` is the smaller."""
 
     step: Literal["give", "look again between", "fetch whole"]
-    """Give them, all found; or choose anew inside them, with the same limit and budget; or fetch and give all of them."""
+    """Give them, all found; or choose anew inside them, by the same limit and budget; or fetch and give them all."""
     first: int
     last: int
     left_out: tuple[int, int] | None = None
@@ -44,8 +42,8 @@ def call_ids(tool_calls: Sequence[Any] | None) -> tuple[str, ...] | None:
 def exchanges(traces: Iterable[Trace]) -> list[tuple[int, int]]:
     """The tool exchanges among messages in the order of `seq`, each as the seq of its call and of its last result.
 
-    A result belongs to the nearest earlier call with its id. One without an id belongs to what it follows directly: a call
-    or another result of it. A result that matches no call stands for itself.
+    A result belongs to the nearest earlier call with its id. One without an id belongs to what it follows directly: a
+    call or another result of it. A result that matches no call stands for itself.
     """
     spans: dict[int, int] = {}
     caller_of: dict[str, int] = {}
@@ -75,9 +73,9 @@ def cut(
 ) -> Cut:
     """Where to cut, given the first and last message that fit, and the traces of tool messages in and around them.
 
-    A bound that the caller chose inside an exchange moves to the near side of it: a window never holds what lies beyond a
-    bound. An end that the limit or the budget chose inside an exchange moves back out of it; where nothing would be
-    left, the whole exchange is given, however large it is.
+    A bound that the caller chose inside an exchange moves to the near side of it: a window never holds what lies
+    beyond a bound. An end that the limit or the budget chose inside an exchange moves back out of it; where nothing
+    would be left, the whole exchange is given, however large it is.
     """
     spans = exchanges(sorted(traces))
     if forward:
@@ -117,8 +115,6 @@ def _earlier(spans: list[tuple[int, int]], end: int) -> int:
 def _grown(spans: list[tuple[int, int]], seq: int) -> tuple[int, int]:
     """The smallest slice around message `seq` that cuts no exchange."""
     first = last = seq
-    while crossed := [
-        (a, b) for a, b in spans if a <= last and b >= first and not (first <= a and b <= last)
-    ]:
+    while crossed := [(a, b) for a, b in spans if a <= last and b >= first and not (first <= a and b <= last)]:
         first, last = min(first, *(a for a, _ in crossed)), max(last, *(b for _, b in crossed))
     return first, last

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .records import ROLES
+from chatledger.storage.records import ROLES
 
 TITLE_CHARS = 200  # the contract
 KEY_CHARS = 128  # the contract; a btree entry holds at most 2,704 bytes, and a character takes up to 4
@@ -19,6 +19,8 @@ PARTS_BYTES = 256 * 1024  # chosen: structured content fits, a photograph belong
 JSON_DEPTH = 32  # the bad-input table; Postgres itself gives up at some thousand
 JSON_KEYS = 1_000  # the bad-input table
 JSON_INTEGER = 2**53  # RFC 8259, 6: beyond it implementations disagree
+
+LAST_SEQ = 2**63 - 1  # the largest bound that a bigint can express
 
 APPEND_MESSAGES = 100  # the contract
 HISTORY_MESSAGES = 1_000  # the contract

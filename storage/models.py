@@ -1,7 +1,7 @@
-"""The tables, as SQLModel classes: columns, named constraints, indexes. No behaviour; the statements are in `queries`.
+"""The tables, as SQLModel classes: columns, named constraints, indexes. No behaviour.
 
-Every key leads with the user, so that a row which points at another user's conversation cannot exist, one user's rows lie
-together, and the tables can be distributed by user. A constraint's name is part of the code: `errors` reads it.
+Every key leads with the user, so that a row which points at another user's conversation cannot exist, one user's rows
+lie together, and the tables can be distributed by user. A constraint's name is part of the code: `errors` reads it.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlmodel import Field, SQLModel
 
-from . import limits
-from .records import ROLES
+from chatledger.storage import limits
+from chatledger.storage.records import ROLES
 
 SCHEMA: Final = "chatledger"
 metadata: Final = MetaData(schema=SCHEMA)
@@ -53,7 +53,7 @@ def _time() -> Column[datetime]:
 
 
 class User(_Table, table=True):
-    """A user who has written something, with the counters that hand out numbers and keep the quota under its row lock."""
+    """A user who has written something, with the counters that hand out numbers and keep the quota."""
 
     __tablename__ = "users"
     __table_args__ = (

@@ -103,8 +103,9 @@ class HistoryWindow:
     """A contiguous slice of a conversation, oldest first.
 
     `omitted_before` and `omitted_after` count the messages outside it, so that the three together are the whole.
-    `estimated_tokens` is the sum of `history.TOKEN_ESTIMATE` over the window. `omitted_exchange` is the tool exchange, by its
-    first and last seq, that a bound of the caller cut and that was therefore left out; None where no bound did.
+    `estimated_tokens` counts, for each message, 4 and a quarter of its octets (text and JSON), rounded up.
+    `omitted_exchange` is the tool exchange, by its first and last seq, that a bound of the caller cut and that was
+    therefore left out; None where no bound did.
     """
 
     conversation: Conversation

@@ -5,9 +5,9 @@ from __future__ import annotations
 from operator import itemgetter
 from typing import Any, NamedTuple
 
-from .errors import Unforeseen
-from .history import Cut, Trace, call_ids, cut
-from .records import Conversation, ForkOrigin, HistoryWindow, ListedConversation, Message, Receipt
+from chatledger.storage.errors import Unforeseen
+from chatledger.storage.history import Cut, Trace, call_ids, cut
+from chatledger.storage.records import Conversation, ForkOrigin, HistoryWindow, ListedConversation, Message, Receipt
 
 
 def owned(user_id: str, rows: list[Any]) -> list[Any]:
@@ -19,7 +19,7 @@ def owned(user_id: str, rows: list[Any]) -> list[Any]:
 
 
 def conversation(row: Any) -> Conversation:
-    """From the columns of `queries.CONVERSATION`."""
+    """From the columns of `query.CONVERSATION`."""
     origin = row["forked_from_id"]
     return Conversation(
         id=row["id"],

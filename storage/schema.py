@@ -12,8 +12,8 @@ from collections.abc import Callable
 from io import StringIO
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .database_url import read_database_url
-from .errors import SchemaOutOfDate, translate
+from chatledger.storage.database_url import read_database_url
+from chatledger.storage.errors import SchemaOutOfDate, translate
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -69,8 +69,8 @@ def require_current(state: SchemaState) -> None:
 def migrate(url: str, revision: str = "head") -> tuple[str | None, str | None]:
     """Bring the database at `url` to `revision`; the revisions before and after. All or nothing, in one transaction.
 
-    Several callers at once, in any number of processes, are safe: one migrates, the others find it done. Blocks; call it
-    in a thread of its own.
+    Several callers at once, in any number of processes, are safe: one migrates, the others find it done. Blocks; call
+    it in a thread of its own.
 
     Raises:
         ValueError: the URL cannot be used, is pooled without a direct host that can be derived, or names no revision.
@@ -118,7 +118,7 @@ def _run(connection: Connection, revision: str) -> tuple[str | None, str | None]
     script = ScriptDirectory.from_config(config)
     try:
         wanted = script.get_current_head() if revision == "head" else revision
-        if wanted != "base":
+        if wanted is not None and wanted != "base":
             script.get_revision(wanted)
         if before is not None:
             script.get_revision(before)  # a newer database: this code cannot know the way back

@@ -6,8 +6,8 @@ import asyncio
 from pathlib import Path
 from typing import Protocol
 
-from .embedded import EmbeddedError, EmbeddedPostgres
-from .errors import Unavailable
+from chatledger.storage.embedded import EmbeddedError, EmbeddedPostgres
+from chatledger.storage.errors import Unavailable
 
 # Seconds between attempts to start a server that could not be: the sentence is cheap, the attempt is not (chosen).
 EMBEDDED_RETRY_SECONDS = 5.0

@@ -1,17 +1,18 @@
-"""What a value must be before it is sent to the database. Pure functions; each raises the contract's error or returns."""
+"""What a value must be before it is sent to the database: pure functions that return or raise a contract's error."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from math import isfinite
 from typing import Any, NamedTuple
 
 from pydantic_core import to_json
 
-from . import limits
-from .errors import ContentEmpty, ContentTooLong, InvalidArgument, TooLarge
-from .limits import Limits
-from .records import ROLES, NewMessage
+from chatledger.storage import limits
+from chatledger.storage.errors import ContentEmpty, ContentTooLong, IdempotencyConflict, InvalidArgument, TooLarge
+from chatledger.storage.limits import Limits
+from chatledger.storage.records import ROLES, NewMessage
 
 # Postgres text holds neither U+0000 (SQLSTATE 22021) nor half of a surrogate pair, which UTF-8 cannot encode.
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
@@ -25,9 +26,7 @@ def check_text(name: str, value: str, *, max_chars: int | None = None, min_chars
             "which cannot be stored"
         )
     if len(value) < min_chars or (max_chars is not None and len(value) > max_chars):
-        raise InvalidArgument(
-            f"{name} has {len(value):,} characters; it must have between {min_chars} and {max_chars}"
-        )
+        raise InvalidArgument(f"{name} has {len(value):,} characters; it must have between {min_chars} and {max_chars}")
 
 
 def checked_json(name: str, value: Any, *, max_bytes: int) -> str:
@@ -139,3 +138,47 @@ def checked_message(message: NewMessage, allowed: Limits, *, name: str = "") -> 
         metadata=json_text("metadata", message.metadata, dict, limits.METADATA_BYTES),
         client_message_id=message.client_message_id,
     )
+
+
+def repeats_within(columns: Sequence[MessageColumns]) -> tuple[list[int], dict[int, int]]:
+    """Which places of a batch hold a message of their own, and of which earlier place each other one is a repeat.
+
+    Raises:
+        IdempotencyConflict: one `client_message_id` comes with two bodies.
+    """
+    first_of: list[int] = []
+    repeats: dict[int, int] = {}
+    seen: dict[str, int] = {}
+    for place, message in enumerate(columns):
+        earlier = seen.get(message.client_message_id) if message.client_message_id is not None else None
+        if earlier is None:
+            first_of.append(place)
+            if message.client_message_id is not None:
+                seen[message.client_message_id] = place
+        elif columns[earlier] != message:
+            raise IdempotencyConflict
+        else:
+            repeats[place] = earlier
+    return first_of, repeats
+
+
+def check_user(user_id: str) -> None:
+    """Raises InvalidArgument for a user id that the users table could not hold."""
+    check_text("user_id", user_id, min_chars=1, max_chars=limits.USER_ID_CHARS)
+
+
+def check_title(title: str | None) -> None:
+    """Raises InvalidArgument."""
+    if title is not None:
+        check_text("title", title, min_chars=1, max_chars=limits.TITLE_CHARS)
+
+
+def check_range(name: str, value: int | None, least: int, most: int) -> None:
+    """Raises InvalidArgument, which names the bounds; None is in every range."""
+    if value is not None and not least <= value <= most:
+        raise InvalidArgument(f"{name} must be between {least:,} and {most:,}")
+
+
+def checked_metadata(value: dict[str, Any] | None) -> str | None:
+    """As `checked_json`; None stays None."""
+    return None if value is None else checked_json("metadata", value, max_bytes=limits.METADATA_BYTES)

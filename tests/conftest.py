@@ -40,7 +40,7 @@ def no_settings_from_outside(tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """No setting of the person who runs the tests reaches them, and no test reaches that person's data."""
     with pytest.MonkeyPatch.context() as patch:
         for name in os.environ:
-            if name.startswith("CHATLEDGER_") and name != "CHATLEDGER_TEST_DATABASE_URL" or name == "DATABASE_URL":
+            if name == "DATABASE_URL" or (name.startswith("CHATLEDGER_") and name != "CHATLEDGER_TEST_DATABASE_URL"):
                 patch.delenv(name)
         home = tmp_path_factory.mktemp("home")
         for name, folder in (("HOME", "."), ("XDG_CONFIG_HOME", "config"), ("XDG_DATA_HOME", "data")):

@@ -1,0 +1,187 @@
+"""The statements that append messages and load them, one function each, with the index that each relies on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from uuid import UUID
+
+from chatledger.storage.query import BODY, MESSAGE, NOW, Query, at
+from chatledger.storage.records import ConversationRef
+from chatledger.storage.validation import MessageColumns
+
+# How many messages beyond a window's edge are searched for the rest of a tool exchange (chosen: far above any turn).
+LOOK_AROUND = 256
+
+# ---- append -------------------------------------------------------------------------------------------------------
+
+_APPEND_ONE = f"""
+WITH prior AS MATERIALIZED (
+  SELECT user_id, conversation_id, seq, id, created_at, ({BODY}) IS NOT DISTINCT FROM
+         ($4::text, $5::text, $6::jsonb, $7::text, $8::text, $9::jsonb, $10::jsonb) AS same
+    FROM chatledger.messages
+   WHERE user_id = $1 AND conversation_id = {{target}} AND client_message_id = $11::text
+), head AS (
+  UPDATE chatledger.conversations
+     SET last_seq = last_seq + 1, updated_at = {NOW}
+   WHERE user_id = $1 AND id = {{target}} AND ($12::bigint IS NULL OR last_seq = $12)
+     AND NOT EXISTS (SELECT FROM prior)
+  RETURNING id, last_seq, updated_at
+), added AS (
+  INSERT INTO chatledger.messages ({MESSAGE})
+  SELECT $1, id, last_seq, $3::uuid, $4, $5, $6, $7, $8, $9, $10, $11, updated_at FROM head
+  RETURNING user_id, conversation_id, seq, id, created_at
+)
+SELECT *, true AS same, false AS deduplicated FROM added
+UNION ALL
+SELECT *, true FROM prior
+"""
+
+
+def append_message(
+    user_id: str, ref: ConversationRef, id: UUID, message: MessageColumns, *, expected_last_seq: int | None
+) -> Query:
+    """Append one message: the UPDATE locks the conversation and hands out the number and the time.
+
+    No row: ask `get_conversation` why. `same` false: the id was used with another body. Two calls with one id at the
+    same instant both miss `prior`; the second violates `messages_client_message_id`: run it again.
+    Index: conversations_pkey, messages_client_message_id.
+    """
+    return at(_APPEND_ONE, user_id, ref, id, *message, expected_last_seq)
+
+
+_APPEND_MANY = f"""
+WITH input AS MATERIALIZED (
+  SELECT id, role, content, tool_calls::jsonb, tool_call_id, name, parts::jsonb, metadata::jsonb, client_message_id, ord
+    FROM unnest($3::uuid[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[], $10::text[],
+                $11::text[])
+         WITH ORDINALITY AS x (id, {BODY}, client_message_id, ord)
+), prior AS MATERIALIZED (
+  SELECT m.user_id, m.conversation_id, m.seq, m.id, m.created_at, i.ord,
+         ({", ".join(f"m.{column}" for column in BODY.split(", "))}) IS NOT DISTINCT FROM
+         ({", ".join(f"i.{column}" for column in BODY.split(", "))}) AS same
+    FROM input i
+    JOIN chatledger.messages m
+      ON m.user_id = $1 AND m.conversation_id = {{target}} AND m.client_message_id = i.client_message_id
+), todo AS MATERIALIZED (
+  SELECT i.*, row_number() OVER (ORDER BY i.ord)::integer AS nth
+    FROM input i
+   WHERE NOT EXISTS (SELECT FROM prior p WHERE p.ord = i.ord)
+), head AS (
+  UPDATE chatledger.conversations
+     SET last_seq = last_seq + (SELECT count(*) FROM todo)::integer, updated_at = {NOW}
+   WHERE user_id = $1 AND id = {{target}} AND ($12::bigint IS NULL OR last_seq = $12)
+     AND EXISTS (SELECT FROM todo) AND NOT EXISTS (SELECT FROM prior WHERE NOT same)
+  RETURNING id AS conversation_id, last_seq - (SELECT count(*) FROM todo)::integer AS base, updated_at
+), added AS (
+  INSERT INTO chatledger.messages ({MESSAGE})
+  SELECT $1, h.conversation_id, h.base + t.nth, t.id, {BODY}, t.client_message_id, h.updated_at
+    FROM todo t, head h
+)
+SELECT $1 AS user_id, h.conversation_id, h.base + t.nth AS seq, t.id, h.updated_at AS created_at, t.ord,
+       true AS same, false AS deduplicated
+  FROM todo t, head h
+UNION ALL
+SELECT *, true FROM prior
+"""
+
+
+def append_messages(
+    user_id: str,
+    ref: ConversationRef,
+    ids: Sequence[UUID],
+    messages: Sequence[MessageColumns],
+    *,
+    expected_last_seq: int | None,
+) -> Query:
+    """Append many, all or none. Rows carry `ord`, counted from 1: the receipts of those that are stored now or were
+    before.
+
+    Fewer rows than messages: nothing was stored; a row with `same` false, an expectation that failed, or no
+    conversation says why. No id may come twice in `messages`. Index: as append_message.
+    """
+    columns = zip(*messages, strict=True)
+    return at(_APPEND_MANY, user_id, ref, list(ids), *(list(column) for column in columns), expected_last_seq)
+
+
+# ---- load ---------------------------------------------------------------------------------------------------------
+
+# Octets, not characters: they are known without unpacking a large text. Four a token fits English and code; a Chinese
+# character has three octets and counts 0.75. The constant stands for the role and the wrapping of a message.
+_TOKENS = "4 + (octet_length(content) + coalesce(octet_length(tool_calls::text), 0){full} + 3) / 4"
+_FULL_TOKENS = " + coalesce(octet_length(parts::text), 0) + coalesce(octet_length(metadata::text), 0)"
+_FULL = "id, client_message_id, parts, metadata"
+_CONCISE = "NULL::uuid AS id, NULL::text AS client_message_id, NULL::jsonb AS parts, NULL::jsonb AS metadata"
+
+# One result of three kinds of row, so that it is one statement and one snapshot; a join would repeat the conversation
+# in every row (measured: 27-45 % more CPU).
+_HISTORY = f"""
+WITH window_rows AS MATERIALIZED (
+  SELECT * FROM (
+    SELECT near.*, sum(tokens) OVER (ORDER BY seq {{direction}} ROWS UNBOUNDED PRECEDING) AS total
+      FROM (SELECT user_id, seq, role, content, created_at, tool_calls, tool_call_id, name, {{detail}},
+                   {{tokens}} AS tokens
+              FROM chatledger.messages
+             WHERE user_id = $1 AND conversation_id = {{target}} AND seq > $3::bigint AND seq < $4::bigint
+             ORDER BY seq {{direction}}
+             LIMIT $5::bigint) near
+  ) counted
+   WHERE total <= $6::bigint OR total = tokens
+), edges AS MATERIALIZED (
+  SELECT CASE WHEN bool_or(role = 'tool') THEN min(seq) END AS first,
+         CASE WHEN bool_or(tool_calls IS NOT NULL) THEN max(seq) END AS last
+    FROM window_rows
+), around AS (
+  -- Scalar subqueries, not a join: they become bounds of the index scan, and a null bound ends it before it begins.
+  SELECT user_id, seq, role, tool_call_id, tool_calls FROM chatledger.messages
+   WHERE user_id = $1 AND conversation_id = {{target}}
+     AND seq >= (SELECT first FROM edges) - {LOOK_AROUND} AND seq < (SELECT first FROM edges)
+  UNION ALL
+  SELECT user_id, seq, role, tool_call_id, tool_calls FROM chatledger.messages
+   WHERE user_id = $1 AND conversation_id = {{target}}
+     AND seq > (SELECT last FROM edges) AND seq <= (SELECT last FROM edges) + {LOOK_AROUND}
+)
+SELECT 'message' AS kind, user_id, seq, role, content, created_at, tool_calls, tool_call_id, name, id,
+client_message_id,
+       parts, metadata, tokens, NULL::bigint AS number, NULL::text AS title, NULL::text AS key,
+       NULL::integer AS last_seq, NULL::boolean AS archived, NULL::uuid AS forked_from_id,
+       NULL::integer AS forked_from_seq, NULL::timestamptz AS updated_at
+  FROM window_rows
+UNION ALL
+SELECT 'around', user_id, seq, role, NULL, NULL, jsonb_path_query_array(tool_calls, '$[*].id'), tool_call_id, NULL,
+NULL,
+       NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
+  FROM around WHERE role = 'tool' OR tool_calls IS NOT NULL
+UNION ALL
+SELECT 'conversation', user_id, NULL, NULL, NULL, created_at, NULL, NULL, NULL, id,
+       NULL, NULL, metadata, NULL, number, title, key, last_seq, archived_at IS NOT NULL, forked_from_id,
+       forked_from_seq, updated_at
+  FROM chatledger.conversations WHERE user_id = $1 AND id = {{target}}
+"""
+
+
+@cache
+def _history(forward: bool, full: bool) -> str:
+    sql = _HISTORY.replace("{tokens}", _TOKENS.format(full=_FULL_TOKENS if full else ""))
+    return sql.replace("{detail}", _FULL if full else _CONCISE).replace("{direction}", "ASC" if forward else "DESC")
+
+
+def load_history(
+    user_id: str,
+    ref: ConversationRef | None,
+    *,
+    after_seq: int,
+    before_seq: int,
+    limit: int,
+    max_tokens: int,
+    forward: bool,
+    full: bool,
+) -> Query:
+    """The messages between two numbers, both exclusive, from the one end or the other, while they fit `max_tokens`.
+
+    Rows of three kinds, in no promised order: `conversation`, the one that they belong to (no such row: it is not there
+    or not this user's); `message`, at least one where there is any; `around`, what lies within LOOK_AROUND of an edge
+    that may cut a tool exchange, with the ids of its calls only. `ref` None is the latest conversation not archived.
+    Index: messages_pkey; conversations_recent for the latest.
+    """
+    return at(_history(forward, full), user_id, ref, after_seq, before_seq, limit, max_tokens)
