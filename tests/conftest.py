@@ -58,13 +58,18 @@ def postgres_url() -> Iterator[str]:
         yield url
 
 
+async def connect(url: str) -> Any:
+    """A plain driver connection, for what a test looks at behind the store's back."""
+    target = read_database_url(url)
+    place = target.url.translate_connect_args(username="user") | dict(target.url.query)
+    return await asyncpg.connect(**place, **target.connect_args)
+
+
 def run_sql(url: str, *statements: str) -> list[Any]:
     """Run statements on a connection of their own; the rows of the last."""
 
     async def run() -> list[Any]:
-        target = read_database_url(url)
-        place = target.url.translate_connect_args(username="user") | dict(target.url.query)
-        connection = await asyncpg.connect(**place, **target.connect_args)
+        connection = await connect(url)
         try:
             return [await connection.fetch(statement) for statement in statements][-1]
         finally:

@@ -1,0 +1,183 @@
+"""Every statement reaches every table through the caller's own rows, by the index that it names, at any size.
+
+The plans are Postgres' own, on a user with 100,000 messages among others. A statement that a later change adds to a module
+of queries is found here by itself, and fails until it says how it is to be called.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from chatledger.storage import conversation_queries, message_queries
+from chatledger.storage.query import Query
+from chatledger.storage.records import ConversationRef
+from chatledger.storage.validation import MessageColumns
+from tests.conftest import connect
+
+USER, BUSY = "user-3", UUID(int=3)
+MESSAGE = MessageColumns("user", "hello", None, None, None, None, None, "key-1")
+WINDOW: dict[str, Any] = {"after_seq": 0, "before_seq": 2**63 - 1, "limit": 20, "max_tokens": 8000, "full": True}
+NO_FILTER: dict[str, Any] = {
+    "before": None,
+    "include_archived": True,
+    "title_contains": None,
+    "updated_after": None,
+    "updated_before": None,
+}
+PLACE = (datetime(2030, 1, 1, tzinfo=UTC), BUSY)
+
+POPULATE = (
+    """INSERT INTO chatledger.users (id, last_number, conversation_count)
+       SELECT 'user-' || n, 10000, 10000 FROM generate_series(0, 19999) n""",
+    """INSERT INTO chatledger.conversations (user_id, id, number, key, title, updated_at, last_seq)
+       SELECT 'user-' || n % 10, lpad(to_hex(n), 32, '0')::uuid, n / 10 + 1, 'key-' || n, 'title ' || n,
+              now() - n * interval '1 second', CASE WHEN n = 3 THEN 100000 ELSE 1 END
+         FROM generate_series(0, 19999) n""",
+    """INSERT INTO chatledger.messages (user_id, conversation_id, seq, id, role, content, client_message_id)
+       SELECT 'user-3', lpad('3', 32, '0')::uuid, n, gen_random_uuid(), 'user', 'message ' || n, 'key-' || n
+         FROM generate_series(1, 100000) n""",
+    """INSERT INTO chatledger.messages (user_id, conversation_id, seq, id, role, content)
+       SELECT user_id, id, 1, gen_random_uuid(), 'user', 'hello' FROM chatledger.conversations WHERE number > 1""",
+    "ANALYZE",
+)
+
+
+def samples(ref: ConversationRef) -> dict[str, list[Query]]:
+    """Each statement, called in each of its forms."""
+    lists: list[dict[str, Any]] = [
+        {},
+        {"before": PLACE},
+        {"include_archived": False},
+        {"before": PLACE, "title_contains": "le 1", "updated_after": PLACE[0], "updated_before": PLACE[0]},
+    ]
+    return {
+        "create_conversation": [
+            conversation_queries.create_conversation(USER, uuid4(), key=key, title="t", metadata="{}", quota=quota)
+            for key in (None, "key-3")
+            for quota in (None, 5)
+        ],
+        "get_conversation": [conversation_queries.get_conversation(USER, ref)],
+        "update_conversation": [
+            conversation_queries.update_conversation(USER, ref, title="t", merged="{}", removed=["a"], archived=True)
+        ],
+        "fork_conversation": [
+            conversation_queries.fork_conversation(USER, ref, uuid4(), at_seq=5, title=None, quota=None)
+        ],
+        "delete_conversation": [conversation_queries.delete_conversation(USER, ref)],
+        "list_conversations": [conversation_queries.list_conversations(USER, 21, **NO_FILTER | how) for how in lists],
+        "append_message": [message_queries.append_message(USER, ref, uuid4(), MESSAGE, expected_last_seq=None)],
+        "append_messages": [
+            message_queries.append_messages(USER, ref, [uuid4(), uuid4()], [MESSAGE] * 2, expected_last_seq=None)
+        ],
+        "load_history": [
+            message_queries.load_history(USER, which, **WINDOW | how)
+            for which in (ref, None)
+            for how in ({"forward": False}, {"forward": True, "after_seq": 50_000}, {"forward": False, "full": False})
+        ],
+    }
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for inner in plan.get("Plans", ()):
+        yield from nodes(inner)
+
+
+@pytest.fixture(scope="module")
+def populated_url(postgres_url: str, template: str) -> Iterator[str]:
+    import secrets
+
+    from tests.conftest import database_at, run_sql
+
+    name = f"chatledger_plans_{secrets.token_hex(4)}"
+    run_sql(postgres_url, f"CREATE DATABASE {name} TEMPLATE {template}")
+    url = database_at(postgres_url, name)
+    run_sql(url, *POPULATE)
+    yield url
+    run_sql(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+async def plan_of(populated_url: str) -> AsyncIterator[Callable[[Query], Any]]:
+    """Runs a statement and gives its plan; what it changed is rolled back."""
+    connection = await connect(populated_url)
+
+    async def explain(query: Query) -> dict[str, Any]:
+        transaction = connection.transaction()
+        await transaction.start()
+        try:
+            told = await connection.fetchval(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {query.sql}", *query.args)
+        finally:
+            await transaction.rollback()
+        plan: dict[str, Any] = json.loads(told)[0]["Plan"]
+        return plan
+
+    yield explain
+    await connection.close()
+
+
+def test_every_statement_has_a_sample() -> None:
+    statements = {
+        name
+        for module in (conversation_queries, message_queries)
+        for name, function in inspect.getmembers(module, inspect.isfunction)
+        if function.__module__ == module.__name__ and not name.startswith("_")
+    }
+    assert statements == set(samples(BUSY))
+
+
+@pytest.mark.parametrize("ref", [BUSY, 1], ids=["by id", "by number"])
+@pytest.mark.parametrize("name", sorted(samples(BUSY)))
+async def test_a_statement_touches_the_callers_rows_only_and_through_an_index(
+    name: str, ref: ConversationRef, plan_of: Callable[[Query], Any]
+) -> None:
+    for query in samples(ref)[name]:
+        assert query.args[0] == USER
+        plan = await plan_of(query)
+        for node in nodes(plan):
+            if node.get("Schema", "chatledger") != "chatledger" or "Scan" not in node["Node Type"]:
+                continue
+            table = node.get("Relation Name")
+            if table is None:
+                continue
+            condition = str(node.get("Index Cond", node.get("Recheck Cond", "")))
+            owner = "(id = 'user-3'::text)" if table == "users" else "(user_id = 'user-3'::text)"
+            assert owner in condition, f"{name} reads {table} by {node['Node Type']} with {condition or 'no index'}"
+
+
+@pytest.mark.parametrize(
+    ("name", "index", "most_buffers"),
+    [
+        ("append_message", "messages_client_message_id", 60),
+        ("append_messages", "messages_client_message_id", 90),
+        ("create_conversation", "conversations_key", 60),
+        ("get_conversation", "conversations_pkey", 10),
+        ("list_conversations", "conversations_recent", 250),
+        ("load_history", "messages_pkey", 120),
+        ("update_conversation", "conversations_pkey", 60),
+    ],
+)
+async def test_a_statement_uses_the_index_that_it_names_and_touches_few_pages(
+    name: str, index: str, most_buffers: int, plan_of: Callable[[Query], Any]
+) -> None:
+    for query in samples(BUSY)[name]:
+        plan = await plan_of(query)
+        used = {node.get("Index Name") for node in nodes(plan)}
+        assert index in used or query.args[2] is None  # without a key there is nothing to look up by it
+        assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] <= most_buffers
+
+
+async def test_a_page_far_down_a_list_costs_what_the_first_one_costs(plan_of: Callable[[Query], Any]) -> None:
+    connection_pages = []
+    for before in (None, (datetime(2000, 1, 1, tzinfo=UTC), BUSY)):
+        plan = await plan_of(conversation_queries.list_conversations(USER, 21, **NO_FILTER | {"before": before}))
+        connection_pages.append(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
+        assert not any(node["Node Type"] == "Sort" and node.get("Actual Rows", 0) > 21 for node in nodes(plan))
+    assert connection_pages[1] <= connection_pages[0]
