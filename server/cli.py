@@ -102,6 +102,8 @@ async def _serve_stdio(settings: Settings, toolset: str) -> None:
     from chatledger.storage.store import ConversationStore
 
     async with ConversationStore(_source(settings), settings.limits) as store:
+        store.wake()
+        await asyncio.sleep(0)  # lets it begin; the imports that follow keep this process busy for as long as it takes
         from chatledger.server.app import make_server
         from chatledger.server.identity import local_user
 

@@ -158,20 +158,22 @@ class ServerLog:
             self.file.replace(self.file.with_suffix(".log.1"))
 
     def complaint(self, start: int) -> str:
-        """The first error since byte `start`, on one line and without its time stamp; "" if nothing was said."""
-        with self.file.open("rb") as stream:
-            stream.seek(start)
-            text = stream.read().decode(errors="replace").strip()
+        """The first error since byte `start`, on one line and without its time stamp; "" if there was none."""
         # "the database system is starting up" only answers those who ask whether it is.
-        errors = re.findall(r"(?:FATAL|PANIC|ERROR|error|unshare): +(?!the database system is)(.+)", text)
-        return errors[0][:300] if errors else text.rpartition("\n")[2][:300]
+        error = re.search(r"(?:FATAL|PANIC|ERROR|error|unshare): +(?!the database system is)(\S.+)", self._since(start))
+        return error[1][:300] if error else ""
 
     def failure(self, what: str, start: int) -> EmbeddedError:
         """An error that says `what` failed and, from the log since byte `start` and the disk, why."""
-        reason = self.complaint(start) or "it did not say why"
+        reason = self.complaint(start) or self._since(start).rpartition("\n")[2][:300] or "it did not say why"
         left = shutil.disk_usage(self.file.parent).free
         full = f" (only {left // 1_000_000} MB are left on this disk)" if left < NEARLY_FULL else ""
         return EmbeddedError(f"{what}: {reason}{full}; see {self.file}, or {ANOTHER}")
+
+    def _since(self, start: int) -> str:
+        with self.file.open("rb") as stream:
+            stream.seek(start)
+            return stream.read().decode(errors="replace").strip()
 
 
 def create(

@@ -30,6 +30,7 @@ __all__ = ["EmbeddedError", "EmbeddedPostgres", "temporary"]
 # runs one command after another seldom pauses longer; half a minute of 25 MB costs less than a start each time.
 LINGER = 30.0
 START_TIMEOUT = 60.0  # seconds; chosen: recovery after a crash, from at most max_wal_size, on a slow disk
+ATTEMPTS = 3  # chosen: who kills three in a row means it
 # What differs from Postgres' defaults, and what must not be changed by a line in postgresql.conf.
 SETTINGS = {
     # Safe: of 38,083 acknowledged appends 210 kills lost none; without synchronous_commit, 26 kills lost 147.
@@ -180,7 +181,7 @@ class EmbeddedPostgres:
     def _bring_up(self, home: Path, deadline: float) -> None:
         """Return when a server is ready that has a supervisor. To be called under the start lock."""
         attempt: subprocess.Popen[bytes] | None = None
-        mark = self._log.size()
+        mark, attempts = self._log.size(), 0
         while True:
             supervised = self._supervised()
             answer = self._ask(home)
@@ -188,7 +189,8 @@ class EmbeddedPostgres:
                 return
             if self._users is None:
                 raise EmbeddedError("the embedded Postgres was released while it was starting: start it again")
-            if attempt and attempt.returncode:
+            # One that ended without a word was killed, and may be luckier now.
+            if attempt and attempt.returncode and (attempts == ATTEMPTS or self._log.complaint(mark)):
                 raise self._log.failure("the embedded Postgres did not start", mark)
             if time.monotonic() > deadline:
                 raise EmbeddedError(f"the embedded Postgres is still {answer.value}: see {self.log_file}, or {ANOTHER}")
@@ -196,6 +198,7 @@ class EmbeddedPostgres:
                 words = self._prepare(home)
                 mark = self._log.size()
                 attempt = self._spawn_supervisor(words)
+                attempts += 1
             time.sleep(POLL)
 
     def _prepare(self, home: Path) -> list[str]:

@@ -7,6 +7,7 @@ one network round trip. Through a session it would be three, with `pool_pre_ping
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
@@ -14,11 +15,14 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 from chatledger.storage import schema
 from chatledger.storage.errors import ROLLED_BACK, UNKNOWN_OUTCOME, StorageError, Unavailable, translate
 from chatledger.storage.query import Query
+from chatledger.storage.rows import decode_json
 from chatledger.storage.source import DatabaseSource
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
     from sqlalchemy.pool import PoolProxiedConnection
+
+    from chatledger.storage.database_url import DatabaseTarget
 
 CALL_SECONDS: Final = 25.0  # the whole call; the contract ends it at 30 s, and the answer must still travel
 OPENING_SECONDS: Final = 20.0  # waiting for a database that starts or wakes; clients give up at 60 s
@@ -32,6 +36,8 @@ _T = TypeVar("_T")
 
 class _Open(NamedTuple):
     engine: AsyncEngine
+    keeps_statements: bool
+    """Whether the driver keeps prepared statements: not where a pooler may be in between."""
     cursor_secret: bytes
 
 
@@ -49,6 +55,7 @@ class Database:
         self._pool_size, self._pool_overflow = pool_size, pool_overflow
         self._opening: asyncio.Task[_Open] | None = None
         self._writing: set[asyncio.Task[Any]] = set()
+        self._waking: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Open it in the background. Calls made meanwhile wait for it; what goes wrong is told to them."""
@@ -56,10 +63,20 @@ class Database:
             self._opening = asyncio.create_task(self._open())
             self._opening.add_done_callback(self._opened)
 
+    def wake(self) -> None:
+        """Have an embedded server start, in processes of its own, while this one still imports what it needs."""
+        self._waking = asyncio.create_task(self._wake())
+
+    async def _wake(self) -> None:
+        with contextlib.suppress(StorageError):  # opening it meets the same error, and tells it
+            await self.source.url()
+
     async def aclose(self) -> None:
         """Wait for the writes that are under way, then close every connection."""
         if self._writing:
             await asyncio.wait(self._writing)
+        if self._waking is not None:
+            await asyncio.wait([self._waking])
         if self._opening is not None:
             self._opening.cancel()
             await asyncio.wait([self._opening])
@@ -110,7 +127,7 @@ class Database:
         for pause in (*PAUSES, None):
             opened = await self._ready()
             try:
-                return await self._once(opened.engine, query)
+                return await self._once(opened, query)
             except _NothingSent as exc:
                 error, again = translate(exc.__cause__ or exc), True
                 if isinstance(error, Unavailable) and error.message == UNKNOWN_OUTCOME:
@@ -119,18 +136,22 @@ class Database:
                 error = translate(exc)
                 rolled_back = getattr(exc, "sqlstate", None) in ROLLED_BACK
                 again = rolled_back or (repeatable and error.message == UNKNOWN_OUTCOME)
-                error.__cause__ = exc
+                if error is not exc:
+                    error.__cause__ = exc
             if not again or pause is None:
                 raise error
             await asyncio.sleep(pause * random.uniform(0.5, 1.5))
         raise AssertionError("the last attempt returns or raises")
 
-    async def _once(self, engine: AsyncEngine, query: Query) -> list[Any]:
-        connection = await self._borrow(engine)
+    async def _once(self, opened: _Open, query: Query) -> list[Any]:
+        connection = await self._borrow(opened.engine)
         driver: Any = connection.driver_connection
         broken = True
         try:
-            rows: list[Any] = await driver.fetch(query.sql, *query.args)
+            if opened.keeps_statements:
+                rows: list[Any] = await driver.fetch(query.sql, *query.args)
+            else:
+                rows = await _fetch_unnamed(connection, query)
             broken = False
             return rows
         except asyncio.CancelledError:
@@ -177,7 +198,7 @@ class Database:
     async def _open(self) -> _Open:
         url = await self.source.url()
         try:
-            engine = await asyncio.to_thread(self._make_engine, url)  # the import takes a while
+            target, engine = await asyncio.to_thread(self._make_engine, url)  # the import takes a while
         except ValueError as exc:
             raise Unavailable(f"{exc}; `chatledger doctor` says more", retry_after_seconds=60) from exc
         try:
@@ -194,7 +215,7 @@ class Database:
                     error = Unavailable("the database cannot be reached; `chatledger doctor` says more")
                 raise error from exc
             raise
-        return _Open(engine, state.cursor_secret)
+        return _Open(engine, target.direct, state.cursor_secret)
 
     async def _state(self, engine: AsyncEngine) -> schema.SchemaState:
         connection = await self._borrow(engine)
@@ -203,14 +224,13 @@ class Database:
         finally:
             await _give_back(connection, broken=False)
 
-    def _make_engine(self, url: str) -> AsyncEngine:
-        from pydantic_core import from_json
+    def _make_engine(self, url: str) -> tuple[DatabaseTarget, AsyncEngine]:
         from sqlalchemy.ext.asyncio import create_async_engine
 
         from chatledger.storage.database_url import read_database_url
 
         target = read_database_url(url)
-        return create_async_engine(
+        return target, create_async_engine(
             target.url,
             isolation_level="AUTOCOMMIT",
             pool_size=self._pool_size,
@@ -218,7 +238,7 @@ class Database:
             pool_timeout=POOL_SECONDS,
             pool_recycle=RECYCLE_SECONDS,
             pool_reset_on_return=None,  # nothing to undo in autocommit, and a reset is a round trip
-            json_deserializer=from_json,
+            json_deserializer=decode_json,
             connect_args=target.connect_args,
         )
 
@@ -238,12 +258,26 @@ def _driver_error(exc: BaseException) -> BaseException:
     return exc if original is None else original.__cause__ or original
 
 
+async def _fetch_unnamed(connection: PoolProxiedConnection, query: Query) -> list[Any]:
+    """The rows, by an unnamed statement: parsed anew each time, so that it may reach another server behind a pooler.
+
+    The first use on a connection is a round trip more, which asks for the types; they are kept as long as it lives.
+    """
+    driver: Any = connection.driver_connection
+    known: Any = connection.info.get(query.sql)
+    if known is None:
+        known = connection.info[query.sql] = await driver.prepare(query.sql)
+    try:
+        rows: list[Any] = await known.fetch(*query.args)
+    except BaseException:
+        connection.info.pop(query.sql, None)  # types that changed meanwhile are asked for again
+        raise
+    return rows
+
+
 async def _give_back(connection: PoolProxiedConnection, *, broken: bool) -> None:
     from sqlalchemy.util import greenlet_spawn
 
     if broken:
         await greenlet_spawn(connection.invalidate)
     await greenlet_spawn(connection.close)
-
-
-__all__ = ["Database", "StorageError"]

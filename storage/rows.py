@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import json
+import re
 from operator import itemgetter
 from typing import Any, NamedTuple
 
+from pydantic_core import from_json
+
+from chatledger.storage import limits
 from chatledger.storage.errors import Unforeseen
 from chatledger.storage.history import Cut, Trace, call_ids, cut
 from chatledger.storage.records import Conversation, ForkOrigin, HistoryWindow, ListedConversation, Message, Receipt
+
+
+_LONG_NUMBER = re.compile("[0-9]{16}")
+
+
+def decode_json(text: str) -> Any:
+    """A jsonb value as it was sent. jsonb writes 1e23 out as an integer; integers that long are never accepted."""
+    return json.loads(text, parse_int=_number) if _LONG_NUMBER.search(text) else from_json(text)
+
+
+def _number(digits: str) -> int | float:
+    number = int(digits)
+    return number if abs(number) <= limits.JSON_INTEGER else float(digits)
 
 
 def owned(user_id: str, rows: list[Any]) -> list[Any]:

@@ -1,7 +1,7 @@
 """The schema's revision, and the migrations that change it: under an advisory lock, on the direct host.
 
 Importing Alembic takes a second of CPU, so it happens inside `migrate` only: a start that finds the schema as it should
-be, which is every start but the first, never pays for it.
+be, which is every start but the first, never pays for it. SQLAlchemy, too, is imported where it is used first.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Callable
 from io import StringIO
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from chatledger.storage.database_url import read_database_url
 from chatledger.storage.errors import SchemaOutOfDate, translate
 
 if TYPE_CHECKING:
@@ -84,6 +83,8 @@ async def _migrate(url: str, revision: str) -> tuple[str | None, str | None]:
     from sqlalchemy import text
     from sqlalchemy.ext.asyncio import create_async_engine
     from sqlalchemy.pool import NullPool
+
+    from chatledger.storage.database_url import read_database_url
 
     target = read_database_url(url).unpooled()
     if target is None:

@@ -48,6 +48,10 @@ class ConversationStore(MessageLog):
     ) -> None:
         await self.aclose()
 
+    def wake(self) -> None:
+        """Have an embedded database start, in processes of its own. Costs this one nothing; `start` does the rest."""
+        self.database.wake()
+
     def start(self) -> None:
         """Open the database in the background, so that the first call finds it open. Needs a running event loop."""
         self.database.start()

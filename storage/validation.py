@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from math import isfinite
 from typing import Any, NamedTuple
 
 from pydantic_core import to_json
@@ -52,9 +53,12 @@ def _check_json_values(name: str, value: Any) -> None:
             check_text(name, item)
         elif item is None or isinstance(item, bool):
             pass
-        elif isinstance(item, int | float):
-            if not abs(item) <= limits.JSON_INTEGER:  # so worded, NaN fails it; jsonb writes 1e23 out as an integer
-                raise InvalidArgument(f"{name} holds a number beyond 2^53; send it as a string")
+        elif isinstance(item, int):
+            if abs(item) > limits.JSON_INTEGER:
+                raise InvalidArgument(f"{name} holds an integer beyond 2^53; send it as a string")
+        elif isinstance(item, float):
+            if not isfinite(item):
+                raise InvalidArgument(f"{name} holds a number beyond the range of a double; send it as a string")
         elif isinstance(item, dict | list | tuple):
             if depth > limits.JSON_DEPTH:
                 raise TooLarge(f"{name} is nested deeper than {limits.JSON_DEPTH} levels", limit=limits.JSON_DEPTH)
