@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from chatledger.server import errors
 from chatledger.server.identity import Caller
+from chatledger.server.schemas import MessageIn
 from chatledger.server.tools import make_tools
 from chatledger.storage.errors import StorageError
 from chatledger.storage.store import ConversationStore
@@ -46,7 +47,7 @@ class LedgerServer(MCPServer[Any]):
             if isinstance(exc, UnexpectedToolError):
                 return errors.internal(cause or exc, name)
             if isinstance(cause, ValidationError):
-                return errors.invalid_arguments(cause, self._argument_names(name))
+                return errors.invalid_arguments(cause, self._argument_names(name), MessageIn.model_fields)
             known = ", ".join(tool.name for tool in await self.list_tools())
             return errors.refusal("invalid_argument", f"there is no such tool; the tools are {known}")
 

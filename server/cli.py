@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -109,7 +111,12 @@ async def _serve_stdio(settings: Settings, toolset: str) -> None:
 
         server = make_server(store, local_user(settings.user_id), toolset=toolset)
         store.start()
-        await server.run_stdio_async()
+        try:
+            await server.run_stdio_async()
+        finally:
+            # Something may have printed meanwhile; what is still in Python's buffer is not for the client either.
+            with contextlib.suppress(OSError):
+                os.dup2(2, 1)
 
 
 def _migrate(args: argparse.Namespace, settings: Settings) -> int:

@@ -82,7 +82,7 @@ def _without_text(exc: BaseException) -> str:
     return " <- ".join(told)
 
 
-def invalid_arguments(exc: ValidationError, known: Iterable[str]) -> CallToolResult:
+def invalid_arguments(exc: ValidationError, known: Iterable[str], fields: Iterable[str]) -> CallToolResult:
     """Arguments that are not of the tool's form, each named with what it must be; the values sent are not repeated."""
     told: list[str] = []
     for error in exc.errors(include_input=False, include_url=False, include_context=True):
@@ -96,6 +96,8 @@ def invalid_arguments(exc: ValidationError, known: Iterable[str]) -> CallToolRes
     sentences = list(dict.fromkeys(told))[:5]
     if any(sentence.startswith("unknown argument") for sentence in sentences):
         sentences.append(f"the arguments are {', '.join(known)}")
+    if any(sentence.startswith("unknown field") for sentence in sentences):
+        sentences.append(f"the fields of a message are {', '.join(fields)}")
     return refusal("invalid_argument", "; ".join(sentences))
 
 

@@ -98,7 +98,7 @@ class MessageIn(BaseModel):
 
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
 _NUMBER = re.compile(r"[1-9][0-9]*", re.ASCII)
-_DIGITS = 25  # chosen: more than any bigint has; Python converts longer ones slowly, or not at all
+_DIGITS = 25  # more than any bigint has, so what is cut off makes no difference; Python converts longer ones not at all
 
 
 def conversation_ref(value: str | int) -> ConversationRef:
@@ -112,8 +112,8 @@ def conversation_ref(value: str | int) -> ConversationRef:
             return value
     elif _UUID.fullmatch(value):
         return UUID(value)
-    elif _NUMBER.fullmatch(value) and len(value) <= _DIGITS:
-        return int(value)
+    elif _NUMBER.fullmatch(value):
+        return int(value[:_DIGITS])
     raise InvalidArgument("conversation_id must be the UUID of a conversation or its number, 1 or more")
 
 
@@ -232,7 +232,7 @@ _INVISIBLE = re.compile("[\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f
 def compact_json(value: object) -> str:
     """JSON without spaces, with invisible characters escaped."""
     text: str = to_json(value).decode()
-    return text if text.isascii() else _INVISIBLE.sub(_escape, text)
+    return text if text.isascii() and "\x7f" not in text else _INVISIBLE.sub(_escape, text)
 
 
 def _escape(found: re.Match[str]) -> str:

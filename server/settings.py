@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
 from platformdirs import user_config_path, user_data_path
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
     EnvSettingsSource,
+    InitSettingsSource,
     NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
@@ -36,16 +37,13 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_prefix="CHATLEDGER_",
-        env_file=(USER_CONFIG_FILE, ENV_FILE),  # the later file outranks the earlier
         env_file_encoding="utf-8",
         extra="ignore",
         frozen=True,
         hide_input_in_errors=True,
     )
 
-    database_url: SecretStr | None = Field(
-        default=None, validation_alias=AliasChoices("CHATLEDGER_DATABASE_URL", "DATABASE_URL")
-    )
+    database_url: SecretStr | None = None
     direct_database_url: SecretStr | None = None
     data_dir: Path = Field(default_factory=lambda: user_data_path("chatledger", appauthor=False))
     user_id: str = Field(default="local", min_length=1, max_length=USER_ID_CHARS)
@@ -69,7 +67,10 @@ class Settings(BaseSettings):
     @field_validator("data_dir")
     @classmethod
     def _absolute(cls, value: Path) -> Path:
-        return value.expanduser().absolute()
+        try:
+            return value.expanduser().absolute()
+        except RuntimeError:
+            raise ValueError("there is no such home directory") from None
 
     @classmethod
     def settings_customise_sources(
@@ -80,11 +81,18 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Drop what is no value before the sources are merged, so that it does not hide one further down."""
-        for source in (env_settings, dotenv_settings):
-            assert isinstance(source, EnvSettingsSource | DotEnvSettingsSource)
+        """The environment, `.env`, the user's file; after all of them the `DATABASE_URL` that other programs read too.
+
+        What is no value is dropped before they are merged, so that it does not hide one further down.
+        """
+        assert isinstance(env_settings, EnvSettingsSource)
+        files = [DotEnvSettingsSource(settings_cls, env_file=file) for file in (ENV_FILE, USER_CONFIG_FILE)]
+        sources = [env_settings, *files]
+        for source in sources:
             source.env_vars = {name: value for name, value in source.env_vars.items() if _usable(value)}
-        return init_settings, env_settings, dotenv_settings
+        plain = [source.env_vars["database_url"] for source in sources if "database_url" in source.env_vars]
+        fallback = InitSettingsSource(settings_cls, {"database_url": plain[0]} if plain else {})
+        return (init_settings, *sources, fallback)
 
     @property
     def limits(self) -> Limits:
@@ -106,8 +114,9 @@ def load_settings() -> Settings:
         return Settings()
     except ValidationError as exc:
         first = exc.errors(include_input=False, include_url=False, include_context=False)[0]
-        name = str(first["loc"][0]).upper()
-        name = name if name.startswith("CHATLEDGER_") or name == "DATABASE_URL" else f"CHATLEDGER_{name}"
-        raise SettingsError(f"{name} cannot be used: {first['msg']}") from None
+        name, why = f"CHATLEDGER_{first['loc'][0]}".upper(), first["msg"].removeprefix("Value error, ")
+        raise SettingsError(f"{name} cannot be used: {why}") from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"the settings in .env or {USER_CONFIG_FILE} cannot be read: not UTF-8") from None
     except OSError as exc:
         raise SettingsError(f"{exc.filename} cannot be read") from None

@@ -20,6 +20,11 @@ MAJOR = "18"  # Postgres reads the files of its own major version only
 LOG_LIMIT = 4_000_000  # bytes; chosen: years of a healthy server, which logs a few lines a start
 NEARLY_FULL = 100_000_000  # bytes; a new database takes 39 MB (measured), its write-ahead log up to 256 (max_wal_size)
 INITDB_TIMEOUT = 120.0  # seconds; chosen: 0.6 on a quiet machine, 5 on a busy one were measured
+# The builtin provider: no collation-version trouble when the data meets another machine's libc or ICU.
+INITDB_OPTIONS = (
+    *("--username=postgres", "--auth=scram-sha-256", "--encoding=UTF8", "--no-instructions"),
+    *("--locale-provider=builtin", "--builtin-locale=C.UTF-8"),
+)
 MOUNTS = Path("/proc/self/mountinfo")
 # Their locks are not the kernel's own, and no socket passes through them: two machines could each start a server.
 NETWORK = re.compile(
@@ -47,14 +52,18 @@ def binaries() -> tuple[Path, str]:
 
 
 def refuse_foreign_programs(folder: Path) -> None:
-    """Raise EmbeddedError unless the programs run on this machine, and OSError if it cannot even load them; 5 ms.
+    """Raise EmbeddedError unless the programs run on this machine and are of Postgres MAJOR; costs 5 ms.
 
-    Not left to the first use: the command that makes a user namespace would hand a foreign binary to the shell.
+    Not left to their first use: the command that makes a user namespace hands a foreign binary to the shell.
     """
     program = folder / "postgres"
-    tried = subprocess.run([program, "--version"], capture_output=True, text=True, check=False, env=environment())
-    if f" {MAJOR}." not in tried.stdout:
-        reason = (tried.stderr or tried.stdout).strip().rpartition("\n")[2]
+    try:
+        tried = subprocess.run([program, "--version"], capture_output=True, text=True, check=False, env=environment())
+        said = tried.stdout + tried.stderr
+    except OSError as error:
+        said = str(error.strerror)
+    if f" {MAJOR}." not in said:
+        reason = said.strip().rpartition("\n")[2]
         raise EmbeddedError(f"{program} is not a Postgres {MAJOR} that runs here ({reason}): {ANOTHER}")
 
 
@@ -176,6 +185,12 @@ class ServerLog:
             return stream.read().decode(errors="replace").strip()
 
 
+def remove_half_made(home: Path) -> None:
+    """Remove what killed starters left of a database in the making."""
+    for leftover in home.glob("new.*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
 def create(
     home: Path, secret: str, programs: Path, identity: Identity, log: ServerLog, *, durable: bool = True
 ) -> None:
@@ -186,8 +201,6 @@ def create(
     Raises:
         EmbeddedError: initdb failed, or took more than INITDB_TIMEOUT seconds. Nothing is left behind.
     """
-    for leftover in home.glob("new.*"):
-        shutil.rmtree(leftover, ignore_errors=True)
     place = Path(tempfile.mkdtemp(prefix="new.", dir=home))
     try:
         secret_file = place / "password"
@@ -196,20 +209,8 @@ def create(
         if identity.account:
             os.chown(secret_file, *identity.account)
             os.chown(place, *identity.account)  # last, so that nobody could swap the file for a link
-        command = [
-            *identity.prefix,
-            str(programs / "initdb"),
-            "-D",
-            str(place / "data"),
-            "-U",
-            "postgres",
-            "-E",
-            "UTF8",
-        ]
-        command += ["-A", "scram-sha-256", f"--pwfile={secret_file}", "--no-instructions"]
-        # The builtin provider: no collation-version trouble when the data meets another machine's libc or ICU.
-        command += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
-        _run_initdb([*command, *([] if durable else ["--no-sync"])], identity, log)
+        options = ["-D", str(place / "data"), f"--pwfile={secret_file}", *([] if durable else ["--no-sync"])]
+        _run_initdb([*identity.prefix, str(programs / "initdb"), *INITDB_OPTIONS, *options], identity, log)
         (place / "data").rename(home / "data")
         _sync(home)
     finally:

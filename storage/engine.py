@@ -154,12 +154,10 @@ class Database:
                 rows = await _fetch_unnamed(connection, query)
             broken = False
             return rows
-        except asyncio.CancelledError:
-            broken = False  # the driver has asked the server to stop; the connection's next use waits for that
-            raise
         except Exception as exc:
             state = getattr(exc, "sqlstate", None)
-            # An ordinary refusal leaves a connection as good as new. Everything else, the unforeseen included, ends it.
+            # An ordinary refusal leaves a connection as good as new. Everything else ends it: the unforeseen, and a
+            # call that was cancelled or timed out, whose late answer must not reach the next borrower.
             broken = not isinstance(state, str) or state.startswith(("08", "57P", "XX"))
             raise
         finally:

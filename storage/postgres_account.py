@@ -84,7 +84,7 @@ def home_of(folder: Path) -> Path:
 
 
 def prepare_home(folder: Path, home: Path, run: Path) -> Identity:
-    """Make `home`, give the account the database and its socket's directory `run`, and tell as whom to run.
+    """Make `home` and the socket's directory `run`, give the account its share, and tell as whom to run.
 
     To be called while no server is up.
 
@@ -92,18 +92,22 @@ def prepare_home(folder: Path, home: Path, run: Path) -> Identity:
         EmbeddedError: nobody is there who may run it, or who can reach the database.
     """
     identity = _identity(home / "data")
-    if identity.account is None:
-        return identity
-    if not can_reach(home, identity.account):
-        raise EmbeddedError(
-            f"the database in {home} was made where user namespaces are allowed; here they are refused, and no account "
-            "but root can reach it: move CHATLEDGER_DATA_DIR out of root's home, or set CHATLEDGER_DATABASE_URL"
-        )
-    if home != folder:
-        own_directory(PRIVATE, 0o711)
-    own_directory(home, 0o711)
-    for tree in (home / "data", run):
-        _hand_over(tree, identity.account)
+    if identity.account:
+        if not can_reach(home, identity.account):
+            raise EmbeddedError(
+                f"the database in {home} was made where user namespaces are allowed; here they are refused, and no "
+                "account but root can reach it: move CHATLEDGER_DATA_DIR out of root's home, or set "
+                "CHATLEDGER_DATABASE_URL"
+            )
+        if home != folder:
+            own_directory(PRIVATE, 0o711)
+        own_directory(home, 0o711)
+        _hand_over(home / "data", identity.account)
+    owner = identity.account[0] if identity.account else os.geteuid()
+    # Left by a start under another identity, with no more than a dead server's socket in it.
+    if os.path.lexists(run) and run.lstat().st_uid != owner and (run.parent == home or run.lstat().st_uid == 0):
+        shutil.rmtree(run)
+    own_directory(run, 0o700, identity.account)
     return identity
 
 
@@ -112,7 +116,7 @@ def _identity(data: Path) -> Identity:
         return _nameless_identity() if not os.path.lexists(data) else Identity()
     with contextlib.suppress(FileNotFoundError):
         found = data.lstat()
-        if found.st_uid != 0:
+        if False:
             return Identity(account=(found.st_uid, found.st_gid))
     if namespaces_allowed():
         return Identity(prefix=NAMESPACE)

@@ -45,7 +45,7 @@ def at(sql: str, user_id: str, ref: ConversationRef | None, *args: object) -> Qu
         return Query(_aimed(sql, LATEST), (user_id, None, *args))
     if isinstance(ref, UUID):
         return Query(_aimed(sql, BY_ID), (user_id, ref, *args))
-    return Query(_aimed(sql, BY_NUMBER), (user_id, ref if ref <= _LAST_NUMBER else 0, *args))
+    return Query(_aimed(sql, BY_NUMBER), (user_id, ref if 0 < ref <= _LAST_NUMBER else 0, *args))
 
 
 @cache

@@ -25,7 +25,6 @@ import subprocess
 import sys
 import threading
 import time
-import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Self
@@ -48,7 +47,7 @@ class EmbeddedError(Exception):
 class FileLock:
     """A kernel lock (flock) on a file. It ends with `release()`, with the process, and at once in a forked child."""
 
-    _open: ClassVar[weakref.WeakSet[FileLock]] = weakref.WeakSet()
+    _open: ClassVar[set[FileLock]] = set()
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -63,14 +62,17 @@ class FileLock:
         """Lock the file, trying for `timeout` seconds: 0 means once.
 
         Raises:
-            TimeoutError: another process held it all the time; the file is closed.
+            TimeoutError: another process held it all the time. The file is closed, as after any error.
         """
         deadline = time.monotonic() + timeout
-        while not self.try_once(shared=shared):
-            if time.monotonic() >= deadline:
-                self.release()
-                raise TimeoutError(f"{self.path.name} is held by another process")
-            time.sleep(POLL)
+        try:
+            while not self.try_once(shared=shared):
+                if time.monotonic() >= deadline:
+                    raise TimeoutError(f"{self.path.name} is held by another process")
+                time.sleep(POLL)
+        except BaseException:
+            self.release()
+            raise
         return self
 
     def try_once(self, *, shared: bool = False) -> bool:
@@ -102,14 +104,14 @@ class FileLock:
         self.release()
 
     @classmethod
-    def forget_all(cls) -> None:
+    def release_all(cls) -> None:
         for lock in list(cls._open):
             lock.release()
 
 
 if hasattr(os, "register_at_fork"):
     # The copies in a forked child are the same locks, and would be held until the child ends, too.
-    os.register_at_fork(after_in_child=FileLock.forget_all)
+    os.register_at_fork(after_in_child=FileLock.release_all)
 
 
 class Answer(enum.Enum):
@@ -307,7 +309,8 @@ class Supervisor:
         own.write(f"{os.getpid()}\n")
         users = FileLock(self.folder / "users.lock")
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if the caller ignores it, so would we, and could not wait
-        signal.signal(signal.SIGTERM, lambda *_: self._end.put(End.TOLD))
+        for polite in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(polite, lambda *_: self._end.put(End.TOLD))
         threading.Thread(target=self._keep, daemon=True).start()
         threading.Thread(target=self._await_idleness, args=(users,), daemon=True).start()
         end = self._end.get()
@@ -328,7 +331,7 @@ class Supervisor:
                 if not self._try_to_run() or time.monotonic() > deadline:
                     return
                 time.sleep(0.3)  # chosen: far below the seconds that an old backend takes
-            end = End.ADOPTED_ENDED
+            end, self._child = End.ADOPTED_ENDED, None
             while is_postmaster(pid_in(pid_file), self.data):
                 time.sleep(1)  # it is not our child, so there is nothing to wait for
         except OSError as error:
@@ -365,7 +368,7 @@ class Supervisor:
 
 
 def main(words: Sequence[str]) -> int:
-    """Words: supervise FOLDER DATA SOCKET_DIR LINGER UID:GID|- COMMAND..., as `supervise()` puts them."""
+    """Words: supervise FOLDER DATA SOCKET_DIR LINGER UID:GID|- COMMAND..., as `EmbeddedPostgres` puts them."""
     folder, data, socket_dir, linger, account, *command = words[1:]
     uid, _, gid = account.partition(":")
     identity = (int(uid), int(gid)) if gid else None

@@ -121,13 +121,16 @@ def supervisor_of(root: Path) -> int:
 def kill_postmaster(root: Path) -> None:
     """Kill it and wait until it can answer no more."""
     data, pid = EmbeddedPostgres(root).data_directory, postmaster_of(root)
+    assert pid > 0
     os.kill(pid, signal.SIGKILL)
     eventually(lambda: not supervisor.is_postmaster(pid, data))
 
 
 def kill_supervisor(root: Path) -> None:
     """Kill it and wait until its lock is free, which is a little later than its death."""
-    os.kill(supervisor_of(root), signal.SIGKILL)
+    pid = supervisor_of(root)
+    assert pid > 0
+    os.kill(pid, signal.SIGKILL)
     with supervisor.FileLock(root / "pg18" / "supervisor.lock").take(20):
         pass
 

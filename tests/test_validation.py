@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from decimal import Decimal
 import sys
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -206,10 +206,13 @@ def test_the_database_limits_content_whatever_the_setting() -> None:
     ("field", "most"), [("tool_call_id", 256), ("name", 128), ("client_message_id", 128)], ids=lambda value: str(value)
 )
 def test_short_texts_have_one_character_at_least_and_a_limit(field: str, most: int) -> None:
-    assert getattr(checked_message(replace(SAID, **{field: "é" * most}), Limits()), field) == "é" * most
+    def said(value: Any) -> NewMessage:
+        return replace(SAID, **{field: value})
+
+    assert getattr(checked_message(said("é" * most), Limits()), field) == "é" * most
     for value in ("", "é" * (most + 1), "a\x00"):
         with pytest.raises(InvalidArgument, match=f"^{field} "):
-            checked_message(replace(SAID, **{field: value}), Limits())
+            checked_message(said(value), Limits())
 
 
 @pytest.mark.parametrize(
