@@ -77,11 +77,11 @@ class Database:
             await asyncio.wait(self._writing)
         if self._waking is not None:
             await asyncio.wait([self._waking])
-        if self._opening is not None:
-            self._opening.cancel()
-            await asyncio.wait([self._opening])
-            if not self._opening.cancelled() and self._opening.exception() is None:
-                await self._opening.result().engine.dispose()
+        if (opening := self._opening) is not None:
+            opening.cancel()
+            await asyncio.wait([opening])
+            if not opening.cancelled() and opening.exception() is None:
+                await opening.result().engine.dispose()
             self._opening = None
         await self.source.release()
 

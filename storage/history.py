@@ -84,7 +84,8 @@ def cut(
             return Cut("look again between", later, before_seq - 1, _grown(spans, first))
         last = _earlier(spans, found[1])
         if last >= first:
-            return Cut("give", first, last)
+            by_bound = last < found[1] == before_seq - 1
+            return Cut("give", first, last, _grown(spans, found[1]) if by_bound else None)
         exchange = _grown(spans, first)
         if exchange[1] >= before_seq:
             return Cut("give", first, first - 1, exchange)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import cache
 from uuid import UUID
 
+from chatledger.storage.limits import LAST_SEQ
 from chatledger.storage.query import BODY, MESSAGE, NOW, Query, at
 from chatledger.storage.records import ConversationRef
 from chatledger.storage.validation import MessageColumns
@@ -128,9 +129,11 @@ WITH window_rows AS MATERIALIZED (
   ) counted
    WHERE total <= $6::bigint OR total = tokens
 ), edges AS MATERIALIZED (
-  SELECT CASE WHEN bool_or(role = 'tool') THEN min(seq) END AS first,
-         CASE WHEN bool_or(tool_calls IS NOT NULL) THEN max(seq) END AS last
-    FROM window_rows
+  -- A bound may lie inside an exchange of which the window has no message, and only its two sides show it.
+  SELECT CASE WHEN bounded OR bool_or(role = 'tool') THEN min(seq) END AS first,
+         CASE WHEN bounded OR bool_or(tool_calls IS NOT NULL) THEN max(seq) END AS last
+    FROM window_rows, (SELECT $3 > 0 OR $4 < {LAST_SEQ} AS bounded) ask
+   GROUP BY bounded
 ), around AS (
   -- Scalar subqueries, not a join: they become bounds of the index scan, and a null bound ends it before it begins.
   SELECT user_id, seq, role, tool_call_id, tool_calls FROM chatledger.messages

@@ -116,7 +116,7 @@ def _identity(data: Path) -> Identity:
         return _nameless_identity() if not os.path.lexists(data) else Identity()
     with contextlib.suppress(FileNotFoundError):
         found = data.lstat()
-        if False:
+        if found.st_uid != 0:
             return Identity(account=(found.st_uid, found.st_gid))
     if namespaces_allowed():
         return Identity(prefix=NAMESPACE)
