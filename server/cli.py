@@ -83,7 +83,9 @@ def _source(settings: Settings) -> DatabaseSource:
 
 def _where(settings: Settings) -> str:
     if settings.database_url is None:
-        return f"embedded Postgres in {settings.data_dir}"
+        from chatledger.storage.embedded import EmbeddedPostgres
+
+        return f"embedded Postgres in {EmbeddedPostgres(settings.data_dir).data_directory.parent}"
     from chatledger.storage.database_url import masked
 
     return masked(settings.database_url.get_secret_value())

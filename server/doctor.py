@@ -50,5 +50,5 @@ def _schema(diagnosis: Diagnosis) -> str:
     if diagnosis.server_version is None:
         return "unknown"
     if diagnosis.revision is None:
-        return f"none yet (this version needs {REVISION})"
+        return f"none yet, {REVISION} is needed" if diagnosis.problems else f"none yet; the first use makes {REVISION}"
     return diagnosis.revision if diagnosis.revision == REVISION else f"{diagnosis.revision}, but {REVISION} is needed"

@@ -249,7 +249,10 @@ _STRING, _BOOLEAN = {"type": "string"}, {"type": "boolean"}
 
 
 def _result(required: dict[str, Any], **optional: Any) -> dict[str, Any]:
-    return {"type": "object", "properties": required | optional, "required": list(required)}
+    """A result, or the error in its place: clients on the TypeScript SDK check that against the schema as well, and
+    would show their own complaint instead (https://github.com/modelcontextprotocol/typescript-sdk/issues/1943)."""
+    either = [{"required": list(required)}, {"required": ["error"]}]
+    return {"type": "object", "properties": required | optional | {"error": _OBJECT}, "anyOf": either}
 
 
 _RECEIPT = {"seq": _INTEGER, "id": _STRING, "created_at": _STRING, "deduplicated": _BOOLEAN}

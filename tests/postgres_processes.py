@@ -19,8 +19,7 @@ from typing import Any
 
 import asyncpg
 
-from chatledger.storage import supervisor
-from chatledger.storage.embedded import EmbeddedPostgres
+from chatledger.storage.embedded import EmbeddedPostgres, supervisor
 
 QUICK = {"fsync": "off"}  # nothing here survives the machine, so nothing has to reach the disk
 

