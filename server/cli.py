@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from chatledger.server.settings import Settings, SettingsError, load_settings
+from chatledger.storage.embedded import EmbeddedError, EmbeddedPostgres
 from chatledger.storage.errors import StorageError
 from chatledger.storage.source import DatabaseSource, EmbeddedDatabase, ExternalDatabase
 
@@ -26,8 +27,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(args.run(args, load_settings()))
     except SettingsError as exc:
         _fail(str(exc), 2)
-    except StorageError as exc:
-        _fail(exc.message, 1)
+    except (StorageError, EmbeddedError) as exc:
+        _fail(str(exc), 1)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
@@ -83,8 +84,6 @@ def _source(settings: Settings) -> DatabaseSource:
 
 def _where(settings: Settings) -> str:
     if settings.database_url is None:
-        from chatledger.storage.embedded import EmbeddedPostgres
-
         return f"embedded Postgres in {EmbeddedPostgres(settings.data_dir).data_directory.parent}"
     from chatledger.storage.database_url import masked
 
@@ -165,24 +164,14 @@ def _doctor(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def _database_url(_: argparse.Namespace, settings: Settings) -> int:
-    from chatledger.storage.embedded import EmbeddedError, EmbeddedPostgres
-
     _mind_external(settings)
-    try:
-        print(EmbeddedPostgres(settings.data_dir).start())
-    except EmbeddedError as exc:
-        _fail(str(exc), 1)
+    print(EmbeddedPostgres(settings.data_dir).start())
     return 0
 
 
 def _database_stop(_: argparse.Namespace, settings: Settings) -> int:
-    from chatledger.storage.embedded import EmbeddedError, EmbeddedPostgres
-
     _mind_external(settings)
-    try:
-        stopped = EmbeddedPostgres(settings.data_dir).stop()
-    except EmbeddedError as exc:
-        _fail(str(exc), 1)
+    stopped = EmbeddedPostgres(settings.data_dir).stop()
     print("stopped" if stopped else "it was not running", file=sys.stderr)
     return 0
 

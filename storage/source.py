@@ -48,7 +48,8 @@ class EmbeddedDatabase:
     migrates_itself = True
 
     def __init__(self, root: Path) -> None:
-        self.postgres = EmbeddedPostgres(root)
+        self._root = root
+        self._postgres: EmbeddedPostgres | None = None
 
     async def url(self) -> str:
         """Starts or joins the server, in a worker thread.
@@ -57,10 +58,13 @@ class EmbeddedDatabase:
             Unavailable: it cannot run here; the sentence says why.
         """
         try:
-            return await asyncio.to_thread(self.postgres.start)
+            if self._postgres is None:
+                self._postgres = EmbeddedPostgres(self._root)
+            return await asyncio.to_thread(self._postgres.start)
         except EmbeddedError as exc:
             raise Unavailable(str(exc), retry_after_seconds=EMBEDDED_RETRY_SECONDS) from exc
 
     async def release(self) -> None:
         """Stop being a user of the server, which stops after the last one."""
-        await asyncio.to_thread(self.postgres.release)
+        if self._postgres is not None:
+            await asyncio.to_thread(self._postgres.release)
