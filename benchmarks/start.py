@@ -1,9 +1,10 @@
-"""How long a start takes: until the list of tools is there, and until the first message is stored on a fresh data directory.
+"""How long a start takes: until the list of tools is there, and until a message is stored on a fresh data directory.
 
 uv run python benchmarks/start.py [--rounds 5]
 
-Each round starts the server as a client does, as a process of its own, and speaks the protocol's lines itself. Times are from the
-start of the process; compare them with the control, a bare interpreter that imports the SDK, taken in the same round.
+Each round starts the server as a client does, as a process of its own, and speaks the protocol's lines itself. Times
+are from the start of the process; compare them with the control, a bare interpreter that imports the SDK, taken in the
+same round.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Server:
 
     def request(self, message: dict[str, Any]) -> dict[str, Any]:
         """Send a request, wait for its answer."""
-        assert self.process.stdin and self.process.stdout
+        assert self.process.stdout
         self.last += 1
         self._send({"id": self.last, **message})
         answer: dict[str, Any] = json.loads(self.process.stdout.readline())

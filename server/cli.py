@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from typing import NoReturn
 
 from chatledger.server.settings import Settings, SettingsError, load_settings
 from chatledger.storage.embedded import EmbeddedError, EmbeddedPostgres
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(1)
 
 
-def _fail(sentence: str, code: int) -> None:
+def _fail(sentence: str, code: int) -> NoReturn:
     print(f"chatledger: {sentence}", file=sys.stderr)
     sys.exit(code)
 

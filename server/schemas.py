@@ -92,8 +92,8 @@ class MessageIn(BaseModel):
 
     def message(self) -> NewMessage:
         """The message to append."""
-        fields = {name: getattr(self, name) for name in type(self).model_fields}
-        return NewMessage(**fields | {"content": self.content or ""})
+        fields: dict[str, Any] = self.model_dump(exclude_none=True)
+        return NewMessage(**fields)
 
 
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)

@@ -7,7 +7,7 @@ lie together, and the tables can be distributed by user. A constraint's name is 
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 from uuid import UUID
 
 from sqlalchemy import (
@@ -55,7 +55,7 @@ def _time() -> Column[datetime]:
 class User(_Table, table=True):
     """A user who has written something, with the counters that hand out numbers and keep the quota."""
 
-    __tablename__ = "users"
+    __tablename__: ClassVar[Any] = "users"  # SQLModel declares it as a function
     __table_args__ = (
         PrimaryKeyConstraint("id", name="users_pkey"),
         CheckConstraint(f"char_length(id) BETWEEN 1 AND {limits.USER_ID_CHARS}", name="users_id_length"),
@@ -71,7 +71,7 @@ class User(_Table, table=True):
 class Conversation(_Table, table=True):
     """A conversation. `last_seq` is also the number of its messages: none is ever deleted by itself."""
 
-    __tablename__ = "conversations"
+    __tablename__: ClassVar[Any] = "conversations"  # SQLModel declares it as a function
     __table_args__ = (
         PrimaryKeyConstraint("user_id", "id", name="conversations_pkey"),
         UniqueConstraint("user_id", "number", name="conversations_number"),
@@ -109,7 +109,7 @@ class Conversation(_Table, table=True):
 class Message(_Table, table=True):
     """A message, numbered under its conversation's row lock; `created_at` never runs backwards along `seq`."""
 
-    __tablename__ = "messages"
+    __tablename__: ClassVar[Any] = "messages"  # SQLModel declares it as a function
     __table_args__ = (
         PrimaryKeyConstraint("user_id", "conversation_id", "seq", name="messages_pkey"),
         ForeignKeyConstraint(
@@ -174,7 +174,7 @@ class Message(_Table, table=True):
 class SigningKey(_Table, table=True):
     """A secret that every process on this database shares, so that a cursor made by one is understood by all."""
 
-    __tablename__ = "signing_keys"
+    __tablename__: ClassVar[Any] = "signing_keys"  # SQLModel declares it as a function
     __table_args__ = (
         PrimaryKeyConstraint("purpose", name="signing_keys_pkey"),
         CheckConstraint("octet_length(secret) >= 32", name="signing_keys_secret_length"),

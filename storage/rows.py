@@ -14,7 +14,6 @@ from chatledger.storage.errors import Unforeseen
 from chatledger.storage.history import Cut, Trace, call_ids, cut
 from chatledger.storage.records import Conversation, ForkOrigin, HistoryWindow, ListedConversation, Message, Receipt
 
-
 _LONG_NUMBER = re.compile("[0-9]{16}")
 
 

@@ -21,9 +21,11 @@ class DatabaseSource(Protocol):
 
     async def url(self) -> str:
         """The URL of a database that runs, started if need be. Raises Unavailable."""
+        ...
 
     async def release(self) -> None:
         """Need it no longer."""
+        ...
 
 
 class ExternalDatabase:

@@ -71,7 +71,8 @@ def run_sql(url: str, *statements: str) -> list[Any]:
     async def run() -> list[Any]:
         connection = await connect(url)
         try:
-            return [await connection.fetch(statement) for statement in statements][-1]
+            rows: list[list[Any]] = [await connection.fetch(statement) for statement in statements]
+            return rows[-1]
         finally:
             await connection.close()
 

@@ -1,7 +1,7 @@
 """Every statement reaches every table through the caller's own rows, by the index that it names, at any size.
 
-The plans are Postgres' own, on a user with 100,000 messages among others. A statement that a later change adds to a module
-of queries is found here by itself, and fails until it says how it is to be called.
+The plans are Postgres' own, on a user with 100,000 messages among others. A statement that a later change adds to a
+module of queries is found here by itself, and fails until it says how it is to be called.
 """
 
 from __future__ import annotations
@@ -177,7 +177,8 @@ async def test_a_statement_uses_the_index_that_it_names_and_touches_few_pages(
 async def test_a_page_far_down_a_list_costs_what_the_first_one_costs(plan_of: Callable[[Query], Any]) -> None:
     connection_pages = []
     for before in (None, (datetime(2000, 1, 1, tzinfo=UTC), BUSY)):
-        plan = await plan_of(conversation_queries.list_conversations(USER, 21, **NO_FILTER | {"before": before}))
+        filters: dict[str, Any] = NO_FILTER | {"before": before}
+        plan = await plan_of(conversation_queries.list_conversations(USER, 21, **filters))
         connection_pages.append(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
         assert not any(node["Node Type"] == "Sort" and node.get("Actual Rows", 0) > 21 for node in nodes(plan))
     assert connection_pages[1] <= connection_pages[0]

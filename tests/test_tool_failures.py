@@ -9,10 +9,10 @@ import secrets
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
-from mcp import Client
+from mcp import Client, MCPError
 from mcp.types import CallToolResult
 from pydantic import TypeAdapter
 from sqlalchemy import make_url
@@ -193,3 +193,12 @@ async def test_tables_of_another_version_are_refused_with_what_to_do_until_it_wa
             await asyncio.to_thread(run_sql, empty_database_url, mend)
         for client in clients:
             assert (await call(client, "create_conversation"))["created"] is True
+
+
+async def test_a_connection_over_the_network_is_nobodys_until_somebody_verifies_whose() -> None:
+    class OverHttp:
+        headers: ClassVar = {"x-user-id": "alice"}
+
+    overheard: Any = OverHttp()
+    with pytest.raises(MCPError, match="no authenticated caller"):
+        await local_user("alice")(overheard)
