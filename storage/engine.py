@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import time
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from chatledger.storage import schema
-from chatledger.storage.errors import ROLLED_BACK, UNKNOWN_OUTCOME, StorageError, Unavailable, translate
+from chatledger.storage.errors import ROLLED_BACK, UNKNOWN_OUTCOME, StorageError, Unavailable, may_pass, translate
 from chatledger.storage.query import Query
 from chatledger.storage.rows import decode_json
 from chatledger.storage.source import DatabaseSource
@@ -29,7 +30,10 @@ OPENING_SECONDS: Final = 20.0  # waiting for a database that starts or wakes; cl
 POOL_SECONDS: Final = 5.0  # waiting for a free connection
 POOL_SIZE, POOL_OVERFLOW = 5, 5  # a small Neon compute takes about a hundred connections; several servers share it
 RECYCLE_SECONDS: Final = 240  # below the 5 minutes after which Neon sleeps
-PAUSES: Final = (0.1, 0.5)  # seconds before the second and the third attempt, each with jitter
+PAUSES: Final = (0.1, 0.5)  # seconds before what may be sent again is sent the second and the third time
+# Seconds that a call goes on trying to connect (chosen: a database that restarts or wakes refuses for up to 8).
+WAKING_SECONDS = 10.0
+WAKING_PAUSE: Final = 0.2  # seconds between two tries (chosen: a fraction of the shortest restart)
 
 _T = TypeVar("_T")
 
@@ -43,6 +47,30 @@ class _Open(NamedTuple):
 
 class _NothingSent(Exception):
     """No connection could be had, so the statement never left: `__cause__` says why, and repeating it is safe."""
+
+
+class _Patience:
+    """How long one call goes on trying."""
+
+    def __init__(self) -> None:
+        self._began, self._pauses = time.monotonic(), iter(PAUSES)
+
+    async def until_it_wakes(self, failed: _NothingSent) -> None:
+        """Return when it is time to try to connect again; raise the caller's error when waiting would not help."""
+        cause = failed.__cause__ or failed
+        error = translate(cause)
+        if error.message == UNKNOWN_OUTCOME:  # not so: nothing was sent
+            error = Unavailable("the database cannot be reached; `chatledger doctor` says more")
+        if not may_pass(cause) or time.monotonic() - self._began >= WAKING_SECONDS:
+            raise error from failed
+        await asyncio.sleep(WAKING_PAUSE * random.uniform(0.5, 1.5))
+
+    async def pause(self) -> bool:
+        """Wait a moment before what was sent is sent again; False when that was done often enough."""
+        seconds = next(self._pauses, None)
+        if seconds is not None:
+            await asyncio.sleep(seconds * random.uniform(0.5, 1.5))
+        return seconds is not None
 
 
 class Database:
@@ -124,24 +152,18 @@ class Database:
             raise Unavailable(UNKNOWN_OUTCOME) from exc
 
     async def _attempts(self, query: Query, repeatable: bool) -> list[Any]:
-        for pause in (*PAUSES, None):
+        patience = _Patience()
+        while True:
             opened = await self._ready()
             try:
                 return await self._once(opened, query)
             except _NothingSent as exc:
-                error, again = translate(exc.__cause__ or exc), True
-                if isinstance(error, Unavailable) and error.message == UNKNOWN_OUTCOME:
-                    error = Unavailable("the database cannot be reached; `chatledger doctor` says more")
+                await patience.until_it_wakes(exc)
             except Exception as exc:  # noqa: BLE001  # drivers raise outside their own trees, too
                 error = translate(exc)
                 rolled_back = getattr(exc, "sqlstate", None) in ROLLED_BACK
-                again = rolled_back or (repeatable and error.message == UNKNOWN_OUTCOME)
-                if error is not exc:
-                    error.__cause__ = exc
-            if not again or pause is None:
-                raise error
-            await asyncio.sleep(pause * random.uniform(0.5, 1.5))
-        raise AssertionError("the last attempt returns or raises")
+                if not (rolled_back or (repeatable and error.message == UNKNOWN_OUTCOME)) or not await patience.pause():
+                    raise error from (None if error is exc else exc)
 
     async def _once(self, opened: _Open, query: Query) -> list[Any]:
         connection = await self._borrow(opened.engine)
@@ -207,20 +229,23 @@ class Database:
             schema.require_current(state)
         except BaseException as exc:
             await engine.dispose()
-            if isinstance(exc, _NothingSent):
-                error = translate(exc.__cause__ or exc)
-                if error.message == UNKNOWN_OUTCOME:
-                    error = Unavailable("the database cannot be reached; `chatledger doctor` says more")
-                raise error from exc
-            raise
+            if isinstance(exc, StorageError) or not isinstance(exc, Exception):
+                raise
+            raise translate(exc) from exc
         return _Open(engine, target.direct, state.cursor_secret)
 
     async def _state(self, engine: AsyncEngine) -> schema.SchemaState:
-        connection = await self._borrow(engine)
-        try:
-            return await schema.read_state(connection.driver_connection)
-        finally:
-            await _give_back(connection, broken=False)
+        patience = _Patience()
+        while True:
+            try:
+                connection = await self._borrow(engine)
+            except _NothingSent as exc:
+                await patience.until_it_wakes(exc)
+                continue
+            try:
+                return await schema.read_state(connection.driver_connection)
+            finally:
+                await _give_back(connection, broken=False)
 
     def _make_engine(self, url: str) -> tuple[DatabaseTarget, AsyncEngine]:
         from sqlalchemy.ext.asyncio import create_async_engine

@@ -171,6 +171,16 @@ _SIZES = {
 }
 
 
+def may_pass(exc: BaseException) -> bool:
+    """Whether a connection that could not be had may be had a little later."""
+    import ssl  # not at the top, as the driver is not
+
+    state = getattr(exc, "sqlstate", None)
+    if isinstance(state, str):
+        return state in _BUSY or state.startswith("08")
+    return isinstance(exc, OSError | TimeoutError) and not isinstance(exc, ssl.SSLError)
+
+
 def translate(exc: BaseException) -> StorageError:
     """The caller's error for what the driver raised, by SQLSTATE and constraint name, never by a text."""
     import asyncpg  # not at the top: the list of tools is answered before a driver is needed

@@ -272,7 +272,7 @@ def test_the_embedded_database_is_started_looked_at_and_stopped_by_commands(run:
     assert run("database", "stop") == (0, "", "it was not running\n")
     code, out, err = run("doctor")
     assert (code, err) == (0, "")
-    assert f"database   embedded Postgres in {root}\n" in out
+    assert f"database   embedded Postgres in {root}/" in out
     assert "server     Postgres 18" in out
     code, out, err = run("database", "url")
     assert (code, err) == (0, "")

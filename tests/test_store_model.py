@@ -61,7 +61,7 @@ class Model(RuleBasedStateMachine):
         self.run_name = secrets.token_hex(4)
         self.clock = itertools.count()
         self.kept: dict[str, list[Kept]] = {user: [] for user in NAMES}
-        self.numbers = dict.fromkeys(NAMES, 0)
+        self.numbers: dict[str, int] = dict.fromkeys(NAMES, 0)
 
     def do(self, work: Awaitable[T]) -> T:
         async def awaited() -> T:

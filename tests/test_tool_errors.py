@@ -11,6 +11,7 @@ import pytest
 from mcp import Client
 
 from chatledger.server.tools import TOOLSETS
+from chatledger.storage import Limits
 from tests.conftest import OpenClient
 from tests.test_tool_arguments import NEEDED, taking
 from tests.test_tools import ABSENT, call, with_messages
@@ -24,6 +25,7 @@ STATUS = {
     "invalid_cursor": 422,
     "sequence_conflict": 409,
     "idempotency_conflict": 409,
+    "quota_exceeded": 429,
 }
 CANARY = "Wb7canaryWb7"
 NO_INTEGERS: list[Any] = [-1, 2**63, 10**30, 1.5, 7.0, True, "7", CANARY, [7], {"n": 7}]
@@ -211,6 +213,22 @@ async def test_the_sentence_tells_the_limit_and_what_was_measured(client_of: Ope
             base = {"conversation_id": 1} if tool not in ("create_conversation", "list_conversations") else {}
             error = await error_of(alice, tool, base | NEEDED.get(tool, {}) | {argument: value}, code)
             assert [fact for fact in told if fact not in error["message"]] == [], error["message"]
+
+
+async def test_what_an_installation_narrows_is_told_with_its_figure(client_of: OpenClient) -> None:
+    narrow = Limits(max_content_chars=5, allowed_roles=("user",), max_conversations_per_user=1)
+    async with client_of("alice", limits=narrow) as alice, client_of("bob", limits=narrow) as bob:
+        for client in (alice, bob):
+            assert [(await call(client, "create_conversation", key="k"))["created"] for _ in range(2)] == [True, False]
+            for tool, arguments in {"create_conversation": {}, "fork_conversation": {"conversation_id": 1}}.items():
+                assert (await error_of(client, tool, arguments, "quota_exceeded"))["quota"] == 1
+            said = {"conversation_id": 1, "role": "user", "content": "12345", "client_message_id": "c"}
+            await call(client, "append_message", **said)
+            await error_of(client, "append_message", said | {"content": "other"}, "idempotency_conflict")
+            error = await error_of(client, "append_message", said | {"content": "123456"}, "content_too_long")
+            assert (error["limit"], error["length"]) == (5, 6)
+            error = await error_of(client, "append_message", said | {"role": "system"}, "invalid_argument")
+            assert error["message"] == "role must be one of user on this server"
 
 
 async def test_an_argument_that_no_tool_has_is_refused_and_those_it_has_are_named(client_of: OpenClient) -> None:

@@ -129,8 +129,9 @@ async def test_an_error_of_the_database_that_no_rule_expects_is_opaque(
 
 
 async def test_a_database_that_cannot_be_reached_is_unavailable_for_every_tool(
-    era: str, caplog: pytest.LogCaptureFixture
+    era: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("chatledger.storage.engine.WAKING_SECONDS", 0)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # taken and not listening: a connection is refused
         url = f"postgresql://someone:{CANARY}@127.0.0.1:{taken.getsockname()[1]}/none"

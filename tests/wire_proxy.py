@@ -1,7 +1,7 @@
 """A proxy between a store and its Postgres: it counts round trips, and breaks connections at a chosen point.
 
 A round trip begins when the client speaks after the server has spoken: that is what a network adds its latency to.
-It reads the frames of the protocol and nothing inside them, so the connection through it is unencrypted.
+It reads the protocol, so the connection through it is unencrypted.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ class _Frames:
     def __init__(self, *, from_client: bool) -> None:
         self._typed = not from_client  # a client's first frames have no type byte
         self._rest = b""
+        self.ours = False
+        """Whether the statement parsed last is one of the store's, and not one of the driver's own."""
 
     def feed(self, data: bytes) -> list[str]:
         self._rest += data
@@ -39,6 +41,8 @@ class _Frames:
             if len(self._rest) < end:
                 return found
             frame, self._rest = self._rest[:end], self._rest[end:]
+            if self._typed and frame[:1] == b"P":
+                self.ours = b" chatledger." in frame
             found.append(frame[:1].decode("latin-1") if self._typed else self._first(frame))
 
     def _first(self, frame: bytes) -> str:
@@ -54,11 +58,12 @@ class WireProxy:
     certainly none.
     """
 
-    def __init__(self, url: str, folder: Path | None = None) -> None:
+    def __init__(self, url: str, folder: Path | None = None, port: int = 0) -> None:
         target = make_url(url)
         self._folder = folder
-        host, port = target.query.get("host", target.host), target.query.get("port", target.port)
-        self._host, self._port = str(host), int(str(port or 5432))
+        self.port = port
+        self._upstream_host = str(target.query.get("host", target.host))
+        self._upstream_port = int(str(target.query.get("port", target.port or 5432)))
         self._target = target
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
@@ -83,7 +88,7 @@ class WireProxy:
         return through.render_as_string(hide_password=False)
 
     def cut(self, *moments: Moment) -> None:
-        """Break the connection of the next statements, one for each moment."""
+        """Break the connection of the store's next statements, one for each moment."""
         self._cuts = list(moments)
 
     @property
@@ -97,7 +102,7 @@ class WireProxy:
 
     async def __aenter__(self) -> WireProxy:
         if self._folder is None:
-            self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+            self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
             self.port = int(self._server.sockets[0].getsockname()[1])
         else:
             self._server = await asyncio.start_unix_server(self._accept, self._folder / ".s.PGSQL.5432")
@@ -119,10 +124,12 @@ class WireProxy:
             client_out.transport.abort()
             return
         self.connections += 1
-        if self._host.startswith("/"):
-            server_in, server_out = await asyncio.open_unix_connection(f"{self._host}/.s.PGSQL.{self._port}")
+        if self._upstream_host.startswith("/"):
+            server_in, server_out = await asyncio.open_unix_connection(
+                f"{self._upstream_host}/.s.PGSQL.{self._upstream_port}"
+            )
         else:
-            server_in, server_out = await asyncio.open_connection(self._host, self._port)
+            server_in, server_out = await asyncio.open_connection(self._upstream_host, self._upstream_port)
         await _Connection(self, client_in, client_out, server_in, server_out).serve()
 
 
@@ -157,7 +164,7 @@ class _Connection:
         frames = _Frames(from_client=from_client)
         with contextlib.suppress(OSError):
             async for data in _chunks(reader):
-                if self._is_cut(frames.feed(data), from_client):
+                if self._is_cut(frames.feed(data), frames.ours, from_client):
                     for end in (self.client[1], self.server[1]):
                         end.transport.abort()
                     return
@@ -168,15 +175,15 @@ class _Connection:
                     await writer.drain()
         writer.close()
 
-    def _is_cut(self, frames: list[str], from_client: bool) -> bool:
+    def _is_cut(self, frames: list[str], ours: bool, from_client: bool) -> bool:
         """Count what goes by; whether the connection is to be cut instead of passing it on."""
         if not from_client:
             self.client_spoke_last = False
-            return self.cut_at_completion and "C" in frames  # CommandComplete
+            return self.cut_at_completion and "Z" in frames  # ReadyForQuery: it is committed
         if frames != ["X"]:  # a good-bye waits for nothing
             self.proxy.round_trips += not self.client_spoke_last
             self.client_spoke_last = True
-        if self.proxy._cuts and ("E" in frames or "Q" in frames):  # Execute, or a simple Query
+        if self.proxy._cuts and ours and "E" in frames:  # Execute
             self.cut_at_completion = self.proxy._cuts.pop(0) == "after"
             return not self.cut_at_completion
         return False
