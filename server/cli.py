@@ -110,11 +110,12 @@ async def _serve_stdio(settings: Settings, toolset: str) -> None:
         await asyncio.sleep(0)  # lets it begin; the imports that follow keep this process busy for as long as it takes
         from chatledger.server.app import make_server
         from chatledger.server.identity import local_user
+        from chatledger.server.stdio import serve_stdio
 
         server = make_server(store, local_user(settings.user_id), toolset=toolset)
         store.start()
         try:
-            await server.run_stdio_async()
+            await serve_stdio(server)
         finally:
             # Something may have printed meanwhile; what is still in Python's buffer is not for the client either.
             with contextlib.suppress(OSError):

@@ -67,9 +67,11 @@ def masked(raw: str) -> str:
 def _parsed(raw: str, scheme: str) -> URL:
     text = _bare(raw)
     try:
-        if text.count("@") > 1:  # the rest of a password would be taken for a host, and shown as one
+        url = make_url(_SCHEME.sub(f"{scheme}://", text))
+        # The rest of a password would be taken for a host or a database, and shown as one.
+        if text.count("@") > 1 or "@" in f"{url.host}{url.database}":
             raise ValueError
-        return make_url(_SCHEME.sub(f"{scheme}://", text))
+        return url
     except (ArgumentError, ValueError):  # their texts may quote a piece of the password
         raise ValueError("the database URL cannot be read: percent-encode @ : / ? # in the password") from None
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from chatledger.storage import schema
 from chatledger.storage.database_url import DatabaseTarget, read_database_url
-from chatledger.storage.errors import StorageError, translate
+from chatledger.storage.errors import StorageError, translate, unreachable
 from chatledger.storage.source import DatabaseSource
 
 OLDEST_POSTGRES = 15  # tested; 14 has no index-only partial scans that the plans rely on, and ends in November 2026
@@ -95,9 +95,11 @@ async def _ask(target: DatabaseTarget) -> tuple[Any, schema.SchemaState]:
     place = target.url.translate_connect_args(username="user") | dict(target.url.query)
     try:
         connection = await asyncpg.connect(**place, **target.connect_args)
-        try:
-            return await connection.fetchrow(_FACTS), await schema.read_state(connection)
-        finally:
-            await connection.close()
+    except Exception as exc:
+        raise unreachable(exc) from exc
+    try:
+        return await connection.fetchrow(_FACTS), await schema.read_state(connection)
     except Exception as exc:
         raise translate(exc) from exc
+    finally:
+        await connection.close()

@@ -14,7 +14,16 @@ from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from chatledger.storage import schema
-from chatledger.storage.errors import ROLLED_BACK, UNKNOWN_OUTCOME, StorageError, Unavailable, may_pass, translate
+from chatledger.storage.errors import (
+    ROLLED_BACK,
+    UNKNOWN_OUTCOME,
+    StorageError,
+    Unavailable,
+    driver_error,
+    may_pass,
+    translate,
+    unreachable,
+)
 from chatledger.storage.query import Query
 from chatledger.storage.rows import decode_json
 from chatledger.storage.source import DatabaseSource
@@ -58,11 +67,8 @@ class _Patience:
     async def until_it_wakes(self, failed: _NothingSent) -> None:
         """Return when it is time to try to connect again; raise the caller's error when waiting would not help."""
         cause = failed.__cause__ or failed
-        error = translate(cause)
-        if error.message == UNKNOWN_OUTCOME:  # not so: nothing was sent
-            error = Unavailable("the database cannot be reached; `chatledger doctor` says more")
         if not may_pass(cause) or time.monotonic() - self._began >= WAKING_SECONDS:
-            raise error from failed
+            raise unreachable(cause) from failed
         await asyncio.sleep(WAKING_PAUSE * random.uniform(0.5, 1.5))
 
     async def pause(self) -> bool:
@@ -100,17 +106,21 @@ class Database:
             await self.source.url()
 
     async def aclose(self) -> None:
-        """Wait for the writes that are under way, then close every connection."""
-        if self._writing:
-            await asyncio.wait(self._writing)
+        """Wait for the writes that were sent, then close every connection. What waits for the database ends unsent."""
         if self._waking is not None:
             await asyncio.wait([self._waking])
-        if (opening := self._opening) is not None:
+        opening = self._opening
+        if opening is not None and not opening.done():
             opening.cancel()
+            for unsent in self._writing:
+                unsent.cancel()
+        if self._writing:
+            await asyncio.wait(self._writing)
+        if opening is not None:
             await asyncio.wait([opening])
             if not opening.cancelled() and opening.exception() is None:
                 await opening.result().engine.dispose()
-            self._opening = None
+        self._opening = None
         await self.source.release()
 
     async def read(self, query: Query) -> list[Any]:
@@ -195,7 +205,7 @@ class Database:
                 raise Unavailable("all connections to the database are in use; try again shortly") from exc
             except Exception as exc:  # noqa: BLE001  # whatever it was, nothing was sent
                 await self.source.url()  # an embedded server that died comes back here
-                raise _NothingSent from _driver_error(exc)
+                raise _NothingSent from driver_error(exc)
             driver: Any = connection.driver_connection
             if not driver.is_closed():
                 return connection
@@ -273,12 +283,6 @@ class Database:
         self._writing.discard(task)
         if not task.cancelled():
             task.exception()  # a cancelled caller leaves nobody to look at it
-
-
-def _driver_error(exc: BaseException) -> BaseException:
-    """What the driver raised, out of what SQLAlchemy wrapped round it while connecting."""
-    original = getattr(exc, "orig", None)
-    return exc if original is None else original.__cause__ or original
 
 
 async def _fetch_unnamed(connection: PoolProxiedConnection, query: Query) -> list[Any]:

@@ -171,6 +171,20 @@ _SIZES = {
 }
 
 
+def driver_error(exc: BaseException) -> BaseException:
+    """What the driver raised, out of what SQLAlchemy wraps round it while connecting."""
+    original = getattr(exc, "orig", None)
+    return exc if original is None else original.__cause__ or original
+
+
+def unreachable(exc: BaseException) -> StorageError:
+    """As `translate`, for a connection that could not be had: nothing was sent, so no outcome is unknown."""
+    error = translate(exc)
+    if error.message == UNKNOWN_OUTCOME:
+        return Unavailable("the database cannot be reached; `chatledger doctor` says more")
+    return error
+
+
 def may_pass(exc: BaseException) -> bool:
     """Whether a connection that could not be had may be had a little later."""
     import ssl  # not at the top, as the driver is not
@@ -187,6 +201,7 @@ def translate(exc: BaseException) -> StorageError:
 
     if isinstance(exc, StorageError):
         return exc
+    exc = driver_error(exc)
     if isinstance(exc, asyncpg.PostgresError):
         state = str(getattr(exc, "sqlstate", "") or "")
         constraint = str(getattr(exc, "constraint_name", "") or "")

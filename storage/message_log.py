@@ -213,5 +213,7 @@ class MessageLog:
 
 def _none_to_load(conversation: ConversationRef | None) -> ConversationUnavailable:
     if conversation is None:
-        return ConversationUnavailable("you have no conversation yet; create_conversation makes one")
+        return ConversationUnavailable(
+            "there is no conversation to continue; create_conversation makes one, an archived one is loaded by its id"
+        )
     return ConversationUnavailable()

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from io import StringIO
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from chatledger.storage.errors import SchemaOutOfDate, translate
+from chatledger.storage.errors import SchemaOutOfDate, translate, unreachable
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -91,8 +91,10 @@ async def _migrate(url: str, revision: str) -> tuple[str | None, str | None]:
         raise ValueError("migrations need a direct connection; set CHATLEDGER_DIRECT_DATABASE_URL")
     connect_args = target.connect_args | {"command_timeout": None}  # building an index may take long
     engine = create_async_engine(target.url, poolclass=NullPool, connect_args=connect_args)
+    connected = False
     try:
         async with engine.begin() as connection:
+            connected = True
             await connection.execute(text(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'"))
             await connection.execute(text("SET LOCAL statement_timeout = 0"))
             await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK_KEY})
@@ -101,7 +103,7 @@ async def _migrate(url: str, revision: str) -> tuple[str | None, str | None]:
     except (ValueError, NotImplementedError):
         raise
     except Exception as exc:
-        raise translate(exc) from exc
+        raise (translate(exc) if connected else unreachable(exc)) from exc
     finally:
         await engine.dispose()
 

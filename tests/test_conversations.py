@@ -185,8 +185,7 @@ async def test_a_cursor_is_for_its_user_and_its_filters_alone(store: Conversatio
 async def test_an_update_changes_what_is_given_and_merges_metadata(store: ConversationStore) -> None:
     before = await made(store, title="old", metadata={"a": 1, "b": {"c": 2}}, key="k")
     assert await store.update_conversation("alice", before.id) == before
-    changes = {"a": None, "b": {"d": 3}, "e": 4, "gone": None}
-    after = await store.update_conversation("alice", before.id, metadata=changes)
+    after = await store.update_conversation("alice", 1, metadata={"a": None, "b": {"d": 3}, "e": 4, "gone": None})
     assert after.metadata == {"b": {"d": 3}, "e": 4}
     assert after == replace(before, metadata=after.metadata, updated_at=after.updated_at)
     assert after.updated_at > before.updated_at
@@ -267,6 +266,7 @@ async def test_a_deleted_conversation_is_gone_with_its_messages(store: Conversat
 async def test_a_foreign_conversation_and_an_absent_one_are_refused_in_the_same_words(store: ConversationStore) -> None:
     bobs = await made(store, "bob", key="k", metadata={"a": 1})
     await store.append_message("bob", bobs.id, HELLO)
+    await store.delete_conversation("alice", (await made(store)).id)
     before = await walk(store, "bob")
     absent: list[ConversationRef] = [uuid4(), 1, 0, -1, 2**63 - 1, 2**63, 10**30, -(10**30)]
     update, fork = store.update_conversation, store.fork_conversation

@@ -271,6 +271,7 @@ def traces_of(messages: Sequence[NewMessage]) -> list[Trace]:
     return [Trace(seq, m.role, m.tool_call_id, call_ids(m.tool_calls)) for seq, m in enumerate(messages, 1)]
 
 
+@MANY
 @given(MESSAGES)
 def test_exchanges_are_those_of_the_definition(messages: list[NewMessage]) -> None:
     assert sorted(exchanges(traces_of(messages))) == [(min(span), max(span)) for span in exchanges_in(messages)]
