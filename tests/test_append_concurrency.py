@@ -8,18 +8,21 @@ import json
 import random
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from chatledger.storage import ConversationStore, NewMessage, StorageError
+from chatledger.storage.engine import POOL_OVERFLOW, POOL_SIZE
 from chatledger.storage.errors import SequenceConflict
 from chatledger.storage.records import Conversation, Receipt
 from tests.writer_process import GATE, connect
 
 HELLO = NewMessage(role="user", content="hello")
+POOL = POOL_SIZE + POOL_OVERFLOW
 
 
 class Writers:
@@ -47,7 +50,7 @@ class Writers:
                 asyncio.create_task(asyncio.to_thread(self._ask, process, order | {"name": str(name)}))
                 for name, process in enumerate(self.processes)
             ]
-            await until_waiting(url, answers)
+            await until_waiting(url, len(answers), answers)
         finally:
             await gate.close()
         return await asyncio.wait_for(asyncio.gather(*answers), 60)
@@ -74,18 +77,29 @@ def writers() -> Iterator[Writers]:
     started.end()
 
 
-async def until_waiting(url: str, tasks: Sequence[asyncio.Task[Any]]) -> None:
-    """Return when as many connections to this database wait for a lock as there are tasks, all still under way."""
+async def until_waiting(url: str, number: int, tasks: Sequence[asyncio.Task[Any]]) -> None:
+    """Return when so many connections to this database wait for a lock; the tasks are still under way until then."""
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     watch = await connect(url)
     try:
         async with asyncio.timeout(30):
-            while await watch.fetchval(waiting) < len(tasks):
+            while await watch.fetchval(waiting) < number:
                 for task in tasks:
                     assert not task.done(), task
                 await asyncio.sleep(0.01)
     finally:
         await watch.close()
+
+
+@asynccontextmanager
+async def nobody_appends(url: str) -> AsyncIterator[None]:
+    """Hold the row locks of all conversations, so that appends gather there, each with its view of the data taken."""
+    blocker = await connect(url)
+    try:
+        await blocker.execute("BEGIN; SELECT FROM chatledger.conversations FOR UPDATE")
+        yield
+    finally:
+        await blocker.close()
 
 
 async def test_64_writers_in_4_processes_make_one_order_without_a_gap(
@@ -115,7 +129,10 @@ async def test_one_id_sent_by_4_processes_at_once_is_one_message_with_one_receip
 ) -> None:
     conversation, _ = await store.create_conversation("alice")
     ids = [f"id {n}" for n in range(20)]
-    answers = await writers.do(database_url, conversation, work="repeat", ids=ids)
+    async with nobody_appends(database_url):
+        work = asyncio.create_task(writers.do(database_url, conversation, work="repeat", ids=ids))
+        await until_waiting(database_url, 4 * POOL, [work])
+    answers = await work
     for name, *receipts in zip(ids, *answers, strict=True):
         assert len({tuple(receipt[:3]) for receipt in receipts}) == 1, name
         assert sorted(repeated for *_, repeated in receipts) == [False, True, True, True], name
@@ -156,13 +173,9 @@ async def test_a_repeat_that_overtakes_its_original_gets_its_receipt_even_with_a
         return await store.append_messages("alice", conversation.id, keyed, expected_last_seq=1)
 
     for append, added in ((single, 1), (batch, 1)):
-        blocker = await connect(database_url)
-        try:
-            await blocker.execute("BEGIN; SELECT FROM chatledger.conversations FOR UPDATE")
+        async with nobody_appends(database_url):
             tasks = [asyncio.create_task(append()) for _ in range(3)]
-            await until_waiting(database_url, tasks)
-        finally:
-            await blocker.close()
+            await until_waiting(database_url, 3, tasks)
         outcomes = await asyncio.gather(*tasks)
         assert len({tuple((r.seq, r.id) for r in receipts) for receipts in outcomes}) == 1
         assert sum(not receipt.deduplicated for receipts in outcomes for receipt in receipts) == added
@@ -182,11 +195,11 @@ async def test_create_append_fork_and_delete_of_one_key_at_once_end_without_a_de
             lambda: chosen.append_messages("alice", conversation.number, [HELLO] * 3),
             lambda: chosen.fork_conversation("alice", conversation.id),
             lambda: chosen.update_conversation("alice", conversation.id, title="x", metadata={"a": 1}),
-            lambda: chosen.delete_conversation("alice", conversation.id),
             lambda: chosen.create_conversation("alice"),
+            lambda: chosen.delete_conversation("alice", conversation.id),
         ]
         try:
-            await chance.choice(work)()
+            await chance.choice([*work, *work[-1:] * 6])()
         except StorageError as refused:
             refusals.append(refused)
 
@@ -197,6 +210,7 @@ async def test_create_append_fork_and_delete_of_one_key_at_once_end_without_a_de
     await asyncio.wait_for(asyncio.gather(*map(task, range(16))), 60)
     assert {refused.code for refused in refusals} <= {"conversation_unavailable"}, "it was deleted in the meantime"
     await other.aclose()
+    await store.aclose()  # a server process that ends tells what it counted
     connection = await connect(database_url)
     try:
         [(count, kept)] = await connection.fetch(
@@ -208,5 +222,7 @@ async def test_create_append_fork_and_delete_of_one_key_at_once_end_without_a_de
             "WHERE m.user_id = c.user_id AND m.conversation_id = c.id)"
         )
         assert wrong == []
+        deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+        assert await connection.fetchval(deadlocks) == 0, "some were broken up, and the call repeated"
     finally:
         await connection.close()

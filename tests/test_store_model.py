@@ -219,6 +219,10 @@ class Model(RuleBasedStateMachine):
             for entry, kept in zip(page.conversations, newest, strict=True):
                 self.same(entry.conversation, kept)
             shown = [kept for kept in newest if not kept.archived]
+            if shown:
+                self.same(self.do(self.store.load_history(self.name(user), limit=1)).conversation, shown[0])
+            else:
+                self.refused(self.store.load_history(self.name(user)), ConversationUnavailable)
             page = self.do(self.store.list_conversations(self.name(user), title_contains="%"))
             assert [entry.conversation.id for entry in page.conversations] == [
                 k.id for k in shown if "%" in (k.title or "")
