@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
 from io import StringIO
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -100,7 +99,7 @@ async def _migrate(url: str, revision: str) -> tuple[str | None, str | None]:
             await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK_KEY})
             await connection.execute(text("CREATE SCHEMA IF NOT EXISTS chatledger"))
             return await connection.run_sync(_run, revision)
-    except (ValueError, NotImplementedError):
+    except ValueError:
         raise
     except Exception as exc:
         raise (translate(exc) if connected else unreachable(exc)) from exc
@@ -151,6 +150,3 @@ def _config(output: StringIO | None = None) -> Config:
     config = Config() if output is None else Config(output_buffer=output)
     config.set_main_option("script_location", "chatledger.migrations:")
     return config
-
-
-Migrate = Callable[[str], tuple[str | None, str | None]]

@@ -16,7 +16,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from chatledger.storage import ConversationStore, NewMessage
-from chatledger.storage.errors import ConversationUnavailable, IdempotencyConflict, InvalidArgument, SequenceConflict
+from chatledger.storage.errors import (
+    ConversationUnavailable,
+    IdempotencyConflict,
+    InvalidArgument,
+    SequenceConflict,
+    Unforeseen,
+)
+from chatledger.storage.query import Query
 from chatledger.storage.records import Conversation, ConversationRef, Receipt
 
 T = TypeVar("T")
@@ -243,3 +250,33 @@ def test_the_store_does_what_the_model_does(machine: type[Model]) -> None:
     run_state_machine_as_test(
         machine, settings=settings(max_examples=40, stateful_step_count=30, deadline=None, database=None)
     )
+
+
+async def test_a_statement_that_finds_rows_of_another_user_gives_nothing_away(
+    store: ConversationStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bobs, _ = await store.create_conversation("bob", key="k", title="tea")
+    said = NewMessage(role="user", content="hello", client_message_id="1")
+    await store.append_message("bob", bobs.id, said)
+    for way in ("read", "write"):
+        sent = getattr(store.database, way)
+
+        def as_bob(query: Query, sent: Any = sent, **options: Any) -> Any:
+            return sent(Query(query.sql, ("bob", *query.args[1:])), **options)
+
+        monkeypatch.setattr(store.database, way, as_bob)
+    operations: list[Awaitable[object]] = [
+        store.create_conversation("alice", key="k"),
+        store.list_conversations("alice"),
+        store.load_history("alice", bobs.id),
+        store.append_message("alice", bobs.id, said),
+        store.append_messages("alice", bobs.id, [said]),
+        store.append_message("alice", bobs.id, replace(said, client_message_id="2"), expected_last_seq=0),
+        store.update_conversation("alice", bobs.id),
+        store.update_conversation("alice", bobs.id, title="milk"),
+        store.fork_conversation("alice", bobs.id),
+        store.delete_conversation("alice", bobs.id),
+    ]
+    for operation in operations:
+        with pytest.raises(Unforeseen, match=r"^a statement found a row of another user$"):
+            await operation
