@@ -32,7 +32,6 @@ LIST_CONVERSATIONS_DEFAULT = 20  # the contract
 # The database's own limits, for what does not come through a tool: an import, or a program of the host.
 STORED_CONTENT_CHARS = 1_000_000  # the contract
 STORED_JSON_BYTES = 4 * 1024 * 1024  # chosen: 16 times what a tool takes
-STORED_METADATA_BYTES = METADATA_BYTES + 2 * JSON_KEYS  # jsonb's text form has a space after each colon and comma
 
 
 @dataclass(frozen=True, slots=True)

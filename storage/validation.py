@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from math import isfinite
@@ -155,11 +156,18 @@ def repeats_within(columns: Sequence[MessageColumns]) -> tuple[list[int], dict[i
             first_of.append(place)
             if message.client_message_id is not None:
                 seen[message.client_message_id] = place
-        elif columns[earlier] != message:
+        elif _body(columns[earlier]) != _body(message):
             raise IdempotencyConflict
         else:
             repeats[place] = earlier
     return first_of, repeats
+
+
+def _body(message: MessageColumns) -> list[object]:
+    """What makes two messages the same, as for the database: the order of an object's keys does not count."""
+    texts = (message.tool_calls, message.parts, message.metadata)
+    ordered = [None if text is None else json.dumps(json.loads(text), sort_keys=True) for text in texts]
+    return [message.role, message.content, message.tool_call_id, message.name, *ordered]
 
 
 def check_user(user_id: str) -> None:

@@ -208,6 +208,20 @@ async def test_metadata_that_grows_over_its_limit_by_a_merge_is_refused_whole(st
     assert swapped.metadata == {"b": "y" * 10_000}
 
 
+async def test_the_limit_of_metadata_is_that_of_compact_json_after_a_merge_too(store: ConversationStore) -> None:
+    """jsonb prints spaces, half as much again where there are many small values; they do not count."""
+    numbers = [1] * 8_000
+    conversation = await made(store, metadata={"a": numbers})
+    assert conversation.metadata == {"a": numbers}
+    message = NewMessage(role="user", content="hello", metadata={"a": numbers, "b": {"c": "d, e"}})
+    await store.append_message("alice", conversation.id, message)
+    room = 16_384 - len('{"a":[') - len(",".join("1" * 8_000)) - len('],"b":""}')
+    full = await store.update_conversation("alice", conversation.id, metadata={"b": "x" * room})
+    assert full.metadata == {"a": numbers, "b": "x" * room}
+    with pytest.raises(TooLarge):
+        await store.update_conversation("alice", conversation.id, metadata={"b": "x" * (room + 1)})
+
+
 async def test_the_time_of_an_update_never_runs_backwards(store: ConversationStore, database_url: str) -> None:
     conversation = await made(store)
     ahead = datetime.now(UTC) + timedelta(hours=1)

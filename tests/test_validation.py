@@ -258,6 +258,11 @@ def test_a_repeat_within_a_batch_is_found_by_its_id_and_compared_whole() -> None
     assert repeats_within(columns(first, other, SAID, first, SAID)) == ([0, 1, 2, 4], {3: 0})
     with pytest.raises(IdempotencyConflict):
         repeats_within(columns(first, replace(first, name="n")))
+    keyed = replace(first, metadata={"a": 1, "b": [1, 2]})
+    assert repeats_within(columns(keyed, replace(keyed, metadata={"b": [1, 2], "a": 1}))) == ([0], {1: 0})
+    for other_json in ({"a": 1, "b": [2, 1]}, {"a": True, "b": [1, 2]}):
+        with pytest.raises(IdempotencyConflict):
+            repeats_within(columns(keyed, replace(keyed, metadata=other_json)))
 
 
 def test_a_user_id_is_1_to_255_characters_of_any_script() -> None:
