@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from importlib.metadata import version
 from typing import Any
 
@@ -15,8 +16,10 @@ from chatledger.server import errors
 from chatledger.server.identity import Caller
 from chatledger.server.schemas import MessageIn
 from chatledger.server.tools import make_tools
-from chatledger.storage.errors import StorageError
+from chatledger.storage.errors import UNKNOWN_OUTCOME, StorageError, Unavailable
 from chatledger.storage.store import ConversationStore
+
+CALL_SECONDS = 28.0  # the contract ends a call at 30; the answer must still travel
 
 INSTRUCTIONS = (
     "chatledger keeps conversations in Postgres and gives them back, to their owner only. "
@@ -39,7 +42,11 @@ class LedgerServer(MCPServer[Any]):
         """Call a tool; every failure but a protocol error is a result. An argument that is null counts as left out."""
         arguments = {argument: value for argument, value in arguments.items() if value is not None}
         try:
-            return await super().call_tool(name, arguments, context)
+            # Each statement has a deadline of its own; a call that needs a second one must not take twice as long.
+            async with asyncio.timeout(CALL_SECONDS):
+                return await super().call_tool(name, arguments, context)
+        except TimeoutError:
+            return errors.storage_refusal(Unavailable(UNKNOWN_OUTCOME), name)
         except ToolError as exc:
             cause = exc.__cause__
             if isinstance(cause, StorageError):

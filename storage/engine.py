@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from chatledger.storage.database_url import DatabaseTarget
 
-CALL_SECONDS: Final = 25.0  # the whole call; the contract ends it at 30 s, and the answer must still travel
+CALL_SECONDS: Final = 25.0  # one statement with its repeats; below the 28 s that a whole tool call may take
 OPENING_SECONDS: Final = 20.0  # waiting for a database that starts or wakes; clients give up at 60 s
 POOL_SECONDS: Final = 5.0  # waiting for a free connection
 POOL_SIZE, POOL_OVERFLOW = 5, 5  # a small Neon compute takes about a hundred connections; several servers share it

@@ -195,9 +195,9 @@ class ConversationStore(MessageLog):
         found = await self._write(user_id, query)
         if not found:
             last_seq = await self._last_seq(user_id, conversation)
-            if at_seq is not None and at_seq > last_seq:
-                raise InvalidArgument(f"at_seq must be at most {last_seq}, the conversation's last seq")
-            raise QuotaExceeded(quota or 0)
+            if quota is None or (at_seq is not None and at_seq > last_seq):
+                raise InvalidArgument(f"at_seq was beyond the conversation's last seq, which is {last_seq} now")
+            raise QuotaExceeded(quota)
         return Fork(rows.conversation(found[0]), found[0]["last_seq"])
 
     async def delete_conversation(self, user_id: str, conversation: ConversationRef) -> Deletion:

@@ -203,3 +203,19 @@ async def test_a_connection_over_the_network_is_nobodys_until_somebody_verifies_
     overheard: Any = OverHttp()
     with pytest.raises(MCPError, match="no authenticated caller"):
         await local_user("alice")(overheard)
+
+
+async def test_a_call_ends_by_its_own_deadline_however_many_statements_it_needs(
+    client_of: OpenClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(*_: object, **__: object) -> None:
+        await asyncio.Event().wait()
+
+    async with client_of("alice") as alice, client_of("bob") as bob:
+        await call(alice, "create_conversation")
+        with monkeypatch.context() as patched:
+            patched.setattr("chatledger.server.app.CALL_SECONDS", 0.1)
+            patched.setattr("chatledger.storage.store.ConversationStore.load_history", never)
+            assert_unavailable(await asyncio.wait_for(alice.call_tool("load_history", {}), 10))
+            assert_unavailable(await asyncio.wait_for(bob.call_tool("load_history", {}), 10))
+        assert (await call(alice, "load_history"))["messages"] == []
