@@ -1,4 +1,4 @@
-"""The wheel: all of the three folders, under one name, and it runs from there."""
+"""The wheel: all of the four folders, under one name, and it runs from there."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-FOLDERS = ("server", "storage", "migrations")
+FOLDERS = ("server", "storage", "transfer", "migrations")
 BUILD_SECONDS = 180  # with an empty cache it fetches setuptools; from the cache it takes two seconds
 
 
