@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from chatledger.storage import schema
@@ -27,6 +27,7 @@ from chatledger.storage.errors import (
 from chatledger.storage.query import Query
 from chatledger.storage.rows import decode_json
 from chatledger.storage.source import DatabaseSource
+from chatledger.storage.transaction import Transaction, transaction
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -123,40 +124,59 @@ class Database:
         self._opening = None
         await self.source.release()
 
-    async def read(self, query: Query) -> list[Any]:
-        """The rows of a statement that changes nothing; repeated when the connection breaks.
+    async def read(self, query: Query, *, seconds: float = CALL_SECONDS) -> list[Any]:
+        """The rows of a statement that changes nothing; repeated when the connection breaks. Ends within `seconds`.
 
         Raises:
             StorageError: what the database's answer means to a caller.
         """
-        return await self._bounded(query, repeatable=True)
+        return await self._bounded(query, repeatable=True, seconds=seconds)
 
-    async def write(self, query: Query, *, repeatable: bool) -> list[Any]:
+    async def write(self, query: Query, *, repeatable: bool, seconds: float = CALL_SECONDS) -> list[Any]:
         """The rows of a statement that changes something, in a step that a cancelled caller does not interrupt.
 
         `repeatable` says that running it twice is the same as running it once: only then it is repeated when the
-        connection breaks after it was sent.
+        connection breaks after it was sent. Ends within `seconds`.
 
         Raises:
             StorageError: what the database's answer means to a caller; Unavailable where the outcome is unknown.
         """
-        task = asyncio.create_task(self._bounded(query, repeatable=repeatable))
+        task = asyncio.create_task(self._bounded(query, repeatable=repeatable, seconds=seconds))
         self._writing.add(task)
         task.add_done_callback(self._written)
         return await asyncio.shield(task)
 
+    @contextlib.asynccontextmanager
+    async def transaction(self, *, snapshot: bool = False) -> AsyncIterator[Transaction]:
+        """Several statements as one atomic step, without a deadline: for bulk work, never for a call of a tool.
+
+        Committed when the block ends, undone when it raises; `snapshot` reads only, all from one moment.
+
+        Raises:
+            StorageError: what the database's answer means to a caller.
+        """
+        opened = await self._deadline(self._ready(), CALL_SECONDS)
+        connection = await self._borrow_patiently(opened.engine)
+        broken = True
+        try:
+            async with transaction(connection.driver_connection, snapshot=snapshot) as begun:
+                yield begun
+            broken = False
+        finally:
+            await _give_back(connection, broken=broken)
+
     async def cursor_secret(self) -> bytes:
         """The secret that seals page cursors, the same for every process on this database."""
-        return (await self._deadline(self._ready())).cursor_secret
+        return (await self._deadline(self._ready(), CALL_SECONDS)).cursor_secret
 
     # ---- one statement ---------------------------------------------------------------------------------------------
 
-    async def _bounded(self, query: Query, *, repeatable: bool) -> list[Any]:
-        return await self._deadline(self._attempts(query, repeatable))
+    async def _bounded(self, query: Query, *, repeatable: bool, seconds: float) -> list[Any]:
+        return await self._deadline(self._attempts(query, repeatable), seconds)
 
-    async def _deadline(self, work: Coroutine[Any, Any, _T]) -> _T:
+    async def _deadline(self, work: Coroutine[Any, Any, _T], seconds: float) -> _T:
         try:
-            async with asyncio.timeout(CALL_SECONDS):
+            async with asyncio.timeout(seconds):
                 return await work
         except TimeoutError as exc:
             raise Unavailable(UNKNOWN_OUTCOME) from exc
@@ -245,17 +265,19 @@ class Database:
         return _Open(engine, target.direct, state.cursor_secret)
 
     async def _state(self, engine: AsyncEngine) -> schema.SchemaState:
+        connection = await self._borrow_patiently(engine)
+        try:
+            return await schema.read_state(connection.driver_connection)
+        finally:
+            await _give_back(connection, broken=False)
+
+    async def _borrow_patiently(self, engine: AsyncEngine) -> PoolProxiedConnection:
         patience = _Patience()
         while True:
             try:
-                connection = await self._borrow(engine)
+                return await self._borrow(engine)
             except _NothingSent as exc:
                 await patience.until_it_wakes(exc)
-                continue
-            try:
-                return await schema.read_state(connection.driver_connection)
-            finally:
-                await _give_back(connection, broken=False)
 
     def _make_engine(self, url: str) -> tuple[DatabaseTarget, AsyncEngine]:
         from sqlalchemy.ext.asyncio import create_async_engine

@@ -130,3 +130,91 @@ class Deletion:
 
     conversation_id: UUID
     messages_deleted: int
+
+
+# ---- whole conversations: an import brings them, an export takes them ------------------------------------------------
+
+
+class WholeMessage(NamedTuple):
+    """A message with everything that the database would otherwise make, as the values of its columns; JSON as text."""
+
+    conversation_id: UUID
+    seq: int
+    id: UUID
+    role: str
+    content: str
+    tool_calls: str | None
+    tool_call_id: str | None
+    name: str | None
+    parts: str | None
+    metadata: str | None
+    client_message_id: str | None
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WholeConversation:
+    """A conversation to be stored with all its messages, whose seqs are 1 to n; JSON as text.
+
+    `number` is kept where neither it nor a later one was ever handed out, and is None where the next one will do.
+    """
+
+    id: UUID
+    number: int | None = None
+    key: str | None
+    title: str | None
+    metadata: str | None
+    archived_at: datetime | None = None
+    forked_from: ForkOrigin | None = None
+    created_at: datetime
+    updated_at: datetime
+    messages: list[WholeMessage]
+
+    def columns(self) -> tuple[object, ...]:
+        """The values of its row, but the user's."""
+        origin = self.forked_from
+        return (
+            self.id,
+            self.number,
+            self.key,
+            self.title,
+            self.metadata,
+            len(self.messages),
+            self.archived_at,
+            origin and origin.conversation_id,
+            origin and origin.seq,
+            self.created_at,
+            self.updated_at,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """Messages to be added behind the last one of a stored conversation, which must still be `last_seq`."""
+
+    conversation_id: UUID
+    last_seq: int
+    updated_at: datetime
+    messages: list[WholeMessage]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPath:
+    """A stored conversation as a sequence of identities: what an import compares with what it brings.
+
+    They are the messages' `client_message_id`s (None where there is none), or their ids as text.
+    """
+
+    id: UUID
+    number: int
+    key: str | None
+    identities: list[str | None]
+    last_created_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Erasure:
+    """A user who is gone, with what went with them."""
+
+    conversations: int
+    messages: int

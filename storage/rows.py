@@ -62,6 +62,11 @@ def message(row: Any) -> Message:
     return Message._make(row[2:13])
 
 
+def whole_message(row: Any) -> Message:
+    """From the columns of `query.MESSAGE`, in full detail."""
+    return Message(**{field: row[field] for field in Message._fields})
+
+
 class FoundHistory(NamedTuple):
     """The three kinds of row that the history statement answers with, apart; messages oldest first."""
 

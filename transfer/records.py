@@ -13,6 +13,8 @@ from datetime import datetime
 from typing import Any, NamedTuple, TypeAlias
 from uuid import UUID
 
+from chatledger.storage.records import ForkOrigin
+
 
 class Record(NamedTuple):
     """One JSON value of a file: an element of its array, a line of its lines, or the whole document."""
@@ -60,6 +62,17 @@ class ReadMessage(NamedTuple):
     """In our own format only; elsewhere it is made of `external_id`."""
 
 
+class NativeFacts(NamedTuple):
+    """What only our own format knows of a conversation, so that an import of an export is the identity."""
+
+    id: UUID
+    number: int | None
+    key: str | None
+    archived_at: datetime | None
+    forked_from: ForkOrigin | None
+    metadata: dict[str, Any] | None
+
+
 @dataclass(slots=True, kw_only=True)
 class ReadConversation:
     """A conversation of a source."""
@@ -78,6 +91,8 @@ class ReadConversation:
     branches: Iterable[list[ReadMessage]] = ()
     """Every other branch, each from the first message to its leaf; messages that branches share are the same objects
     or have the same `external_id`. In the source's order."""
+    native: NativeFacts | None = None
+    """In our own format only."""
     left_out: Counter[str] = field(default_factory=Counter)
     """What is not among the messages, by reason, such as `hidden` or `no text, call or parts`."""
 

@@ -1,0 +1,61 @@
+"""Several statements as one atomic step, for bulk work; the limits on the time of a call do not apply in it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import Any, Final
+
+from chatledger.storage.errors import translate
+from chatledger.storage.query import Query
+
+# A batch with a conversation of 100,000 messages takes longer than any call may; an export waits for whoever reads it.
+_WITHOUT_HURRY: Final = (
+    "SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0; SET LOCAL lock_timeout = '60s'"
+)
+
+
+class Transaction:
+    """An open transaction on the driver's connection. Its methods raise StorageErrors only."""
+
+    def __init__(self, driver: Any) -> None:
+        self._driver = driver
+
+    async def fetch(self, query: Query) -> list[Any]:
+        """The rows of a statement."""
+        try:
+            rows: list[Any] = await self._driver.fetch(query.sql, *query.args, timeout=None)
+        except Exception as exc:
+            raise translate(exc) from exc
+        return rows
+
+    async def copy(self, table: str, columns: Sequence[str], records: Iterable[tuple[Any, ...]]) -> None:
+        """Add rows to a table of ours by COPY, the fastest way in; jsonb values are given as text."""
+        schema, name = table.split(".")
+        try:
+            await self._driver.copy_records_to_table(
+                name, schema_name=schema, columns=columns, records=records, timeout=None
+            )
+        except Exception as exc:
+            raise translate(exc) from exc
+
+
+@contextlib.asynccontextmanager
+async def transaction(driver: Any, *, snapshot: bool) -> AsyncIterator[Transaction]:
+    """Committed when the block ends, undone when it raises. `snapshot`: reads only, all from one moment."""
+    begun = driver.transaction(isolation="repeatable_read" if snapshot else None, readonly=snapshot)
+    try:
+        await begun.start()
+        await driver.execute(_WITHOUT_HURRY)
+    except Exception as exc:
+        raise translate(exc) from exc
+    try:
+        yield Transaction(driver)
+    except BaseException:
+        with contextlib.suppress(Exception):  # a connection that is gone undoes it as well
+            await begun.rollback()
+        raise
+    try:
+        await begun.commit()
+    except Exception as exc:
+        raise translate(exc) from exc
