@@ -90,7 +90,8 @@ class BulkStore:
                 )
                 if not await step.fetch(query):
                     raise UniqueViolation("the conversation changed meanwhile")
-            messages = ((user_id, *message) for each in (*new, *grown) for message in each.messages)
+            added = [each.messages for each in new] + [each.messages for each in grown]
+            messages = ((user_id, *message) for of_one in added for message in of_one)
             await step.copy("chatledger.messages", _MESSAGE_COLUMNS, messages)
         return numbers
 
@@ -152,7 +153,7 @@ async def _with_messages(
         together, heads = heads[:count], heads[count:]
         ids = [head["id"] for head in together]
         page = rows.owned(user_id, await _page(step, user_id, ids, 0))
-        messages = {id: list(of) for id, of in groupby(page, itemgetter("conversation_id"))}
+        messages = {owner: list(of) for owner, of in groupby(page, itemgetter("conversation_id"))}
         for head in together:
             yield ExportedConversation(rows.conversation(head), head["archived_at"])
             for row in messages.get(head["id"], ()):

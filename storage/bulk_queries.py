@@ -1,4 +1,4 @@
-"""The statements for whole conversations: looked up by the hundred, added by the batch, read out, erased with a user."""
+"""The statements for whole conversations: looked up by the hundred, added, read out, erased with their user."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def find_by_ids(user_id: str, ids: Sequence[UUID], *, by_message_id: bool) -> Qu
 
 # Numbers that an export brings along are kept where all of them are above the last one handed out; otherwise the whole
 # batch gets the next ones. Which of the two it was, the new last number tells: the second case never ends at $13.
-_ADD = f"""
+_ADD = """
 WITH taken AS MATERIALIZED (
   SELECT * FROM unnest($2::uuid[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::integer[], $8::timestamptz[],
                        $9::uuid[], $10::integer[], $11::timestamptz[], $12::timestamptz[]) WITH ORDINALITY

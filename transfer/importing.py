@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Final, NamedTuple, TypeAlias
 from uuid import UUID
 
@@ -127,8 +126,7 @@ class Importer:
                 known |= {lookup: path for lookup in (path.key, path.id) if lookup in wanted}
             known |= {lookup: self._pretended[lookup] for lookup in wanted & self._pretended.keys()}
             plans = [
-                make_plan(each, known, now) if plan.wanted else plan
-                for each, plan in zip(prepared, plans, strict=True)
+                make_plan(each, known, now) if plan.wanted else plan for each, plan in zip(prepared, plans, strict=True)
             ]
         return plans
 
@@ -167,28 +165,30 @@ def _batches(outcomes: Iterable[Outcome], reading: _Reading) -> Iterator[list[_E
 
 def _entries(outcomes: Iterable[Outcome], reading: _Reading) -> Iterator[_Entry]:
     for outcome in outcomes:
-        told = {"file": reading.file, "format": reading.format, "place": outcome.place}
         if isinstance(outcome, Rejected):
-            status: Status = "failed" if outcome.failed else "skipped"
-            yield ConversationReport(
-                status=status,
-                reason=outcome.reason,
-                external_id=outcome.external_id,
-                title=outcome.title,
-                **told,
-            )
+            yield _not_taken(outcome, reading, "failed" if outcome.failed else "skipped", outcome.reason)
             continue
         try:
             prepared = prepare(outcome, reading.format)
         except Unstorable as exc:
-            yield ConversationReport(
-                status="failed", reason=str(exc), external_id=outcome.external_id, title=outcome.title, **told
-            )
+            yield _not_taken(outcome, reading, "failed", str(exc))
             continue
         if any(prepared.paths) or prepared.native is not None:
             yield prepared
         else:
             yield _report(reading, prepared, "skipped", reason="no messages")
+
+
+def _not_taken(outcome: Outcome, reading: _Reading, status: Status, reason: str) -> ConversationReport:
+    return ConversationReport(
+        status=status,
+        file=reading.file,
+        place=outcome.place,
+        format=reading.format,
+        external_id=outcome.external_id,
+        title=outcome.title,
+        reason=reason,
+    )
 
 
 def _done(reading: _Reading, plan: Plan, numbers: dict[UUID, int]) -> ConversationReport:

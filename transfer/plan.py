@@ -57,7 +57,7 @@ class Plan:
     @property
     def messages(self) -> int:
         """How many messages are added, those that forks share with others among them."""
-        return sum(len(each.messages) for each in (*self.new, *self.grown))
+        return sum(len(each.messages) for each in self.new) + sum(len(each.messages) for each in self.grown)
 
 
 def make_plan(prepared: PreparedConversation, known: Mapping[Lookup, StoredPath | None], now: datetime) -> Plan:
@@ -71,35 +71,42 @@ def make_plan(prepared: PreparedConversation, known: Mapping[Lookup, StoredPath 
         main = lines.take(_Line(stored.id, stored.key, list(stored.identities), stored))
         plan.number = stored.number
     elif prepared.paths[0] or prepared.native is not None:
-        id = uuid7() if prepared.native is None else prepared.native.id
+        main_id = uuid7() if prepared.native is None else prepared.native.id
         origin = None if prepared.native is None else prepared.native.forked_from
-        main = lines.take(_Line(id, prepared.key, [], None, origin))
+        main = lines.take(_Line(main_id, prepared.key, [], None, origin))
         lines.lengthen(main, prepared.paths[0])
     else:
         return plan
     plan.main = main.id
     for place, path in enumerate(prepared.paths):
-        line, shared = lines.nearest(path)
-        if shared == len(path):
-            continue  # all of it is there
-        if shared == len(line.identities):
-            lines.lengthen(line, path[shared:])
-            continue
-        key = prepared.fork_key(path[shared])
-        plan.active_is_fork |= place == 0
-        if key not in known:
-            plan.wanted.add(key)
-        if fork := known.get(key):
-            line = lines.take(_Line(fork.id, key, list(fork.identities), fork))
-            at = _shared(line.identities, path)
-            if at == len(line.identities) < len(path):
-                lines.lengthen(line, path[at:])
-            continue
-        line = lines.take(_Line(uuid7(), key, [], None, ForkOrigin(main.id, _shared(main.identities, path))))
-        lines.lengthen(line, path)
+        line = _settle(path, main, lines, known, plan)
+        plan.active_is_fork |= place == 0 and line is not main
     if not plan.wanted:
         _write_down(plan, lines, now)
     return plan
+
+
+def _settle(
+    path: list[PreparedMessage], main: _Line, lines: _Lines, known: Mapping[Lookup, StoredPath | None], plan: Plan
+) -> _Line:
+    """Have one conversation begin with the path: one that has it, one that it lengthens, or a new fork."""
+    while True:
+        line, shared = lines.nearest(path)
+        if shared == len(path):
+            return line
+        if shared == len(line.identities):
+            lines.lengthen(line, path[shared:])
+            return line
+        key = plan.prepared.fork_key(path[shared])
+        if key not in known:
+            plan.wanted.add(key)
+        fork = known.get(key)
+        if fork is None or any(line.stored is fork for line in lines.all):
+            break
+        lines.take(_Line(fork.id, key, list(fork.identities), fork))  # it may be nearer: look again
+    line = lines.take(_Line(uuid7(), key, [], None, ForkOrigin(main.id, _shared(main.identities, path))))
+    lines.lengthen(line, path)
+    return line
 
 
 class _Lines:

@@ -1,4 +1,4 @@
-"""What a reader of foreign formats makes of a file: conversations as their source has them, before any limit is applied.
+"""What a reader of foreign formats makes of a file: conversations as their source has them, no limit applied yet.
 
 Readers are pure: records in, these values out. Lengths, characters that cannot be stored, missing ids, times that run
 backwards are the importer's business, the same for every format.

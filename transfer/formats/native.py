@@ -68,7 +68,7 @@ def _conversation(head: Record, records: list[Record]) -> Outcome:
     facts = head.value["conversation"]
     if not isinstance(facts, dict):
         return Rejected(place=head.place, reason="its head is no object", failed=True)
-    id, title = _uuid(facts.get("id")), _text(facts.get("title"))
+    own_id, title = _uuid(facts.get("id")), _text(facts.get("title"))
 
     def rejected(place: str, reason: str) -> Rejected:
         return Rejected(place=place, reason=reason, failed=True, external_id=facts.get("id"), title=title)
@@ -82,7 +82,7 @@ def _conversation(head: Record, records: list[Record]) -> Outcome:
             return rejected(record.place, "is no message: an object with a role")
         if value.get("seq", seq) != seq:
             return rejected(record.place, f"has seq {value['seq']} where {seq} was expected")
-        messages.append(_message(value, keeps_id=id is not None))
+        messages.append(_message(value, keeps_id=own_id is not None))
     if facts.get("message_count", len(messages)) != len(messages):
         return rejected(head.place, f"has {len(messages)} of {facts['message_count']} messages: the file is incomplete")
     number = facts.get("number")
@@ -98,9 +98,9 @@ def _conversation(head: Record, records: list[Record]) -> Outcome:
         metadata=metadata or {},
         messages=messages,
         native=None
-        if id is None
+        if own_id is None
         else NativeFacts(
-            id=id,
+            id=own_id,
             number=number if isinstance(number, int) and 0 < number < 2**62 else None,
             key=_text(facts.get("key")),
             archived_at=archived_at,
@@ -111,7 +111,7 @@ def _conversation(head: Record, records: list[Record]) -> Outcome:
 
 
 def _message(value: dict[str, Any], *, keeps_id: bool) -> ReadMessage:
-    id, client_message_id = _uuid(value.get("id")), _text(value.get("client_message_id"))
+    own_id, client_message_id = _uuid(value.get("id")), _text(value.get("client_message_id"))
 
     def of(field: str, kind: type) -> Any:
         return found if isinstance(found := value.get(field), kind) else None
@@ -126,7 +126,7 @@ def _message(value: dict[str, Any], *, keeps_id: bool) -> ReadMessage:
         name=of("name", str),
         parts=of("parts", list),
         metadata=of("metadata", dict),
-        id=id if keeps_id else None,
+        id=own_id if keeps_id else None,
         client_message_id=client_message_id,
     )
 
@@ -150,5 +150,5 @@ def _count(end: Any) -> int | None:
 def _fork(value: Any) -> ForkOrigin | None:
     if not isinstance(value, dict) or not isinstance(seq := value.get("seq"), int) or not 0 <= seq < 2**31:
         return None
-    id = _uuid(value.get("conversation_id"))
-    return None if id is None else ForkOrigin(id, seq)
+    source = _uuid(value.get("conversation_id"))
+    return None if source is None else ForkOrigin(source, seq)
