@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import NoReturn
 
+from chatledger.server import transfer_commands
 from chatledger.server.settings import Settings, SettingsError, load_settings
 from chatledger.storage.embedded import EmbeddedError, EmbeddedPostgres
 from chatledger.storage.errors import StorageError
-from chatledger.storage.source import DatabaseSource, EmbeddedDatabase, ExternalDatabase
 
 # Imports that only some commands need stand inside them: `serve` answers sooner for it, and so does --help.
 
@@ -68,6 +68,8 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="for programs")
     doctor.set_defaults(run=_doctor)
 
+    transfer_commands.add_to(commands)
+
     database = commands.add_parser("database", help="the embedded Postgres")
     actions = database.add_subparsers(metavar="ACTION", required=True)
     url = actions.add_parser("url", help="start it and print its URL, for psql and the like")
@@ -75,12 +77,6 @@ def _parser() -> argparse.ArgumentParser:
     stop = actions.add_parser("stop", help="stop it; the next call of a running server starts it again")
     stop.set_defaults(run=_database_stop)
     return parser
-
-
-def _source(settings: Settings) -> DatabaseSource:
-    if settings.database_url is not None:
-        return ExternalDatabase(settings.database_url.get_secret_value())
-    return EmbeddedDatabase(settings.data_dir)
 
 
 def _where(settings: Settings) -> str:
@@ -105,7 +101,7 @@ def _serve(args: argparse.Namespace, settings: Settings) -> int:
 async def _serve_stdio(settings: Settings, toolset: str) -> None:
     from chatledger.storage.store import ConversationStore
 
-    async with ConversationStore(_source(settings), settings.limits) as store:
+    async with ConversationStore(settings.database_source, settings.limits) as store:
         store.wake()
         await asyncio.sleep(0)  # lets it begin; the imports that follow keep this process busy for as long as it takes
         from chatledger.server.app import make_server
@@ -130,7 +126,7 @@ def _migrate(args: argparse.Namespace, settings: Settings) -> int:
         return 0
     if args.check:
         return _check_schema(settings)
-    source = _source(settings)
+    source = settings.database_source
     direct = settings.direct_database_url
     print(f"database   {_where(settings)}", file=sys.stderr)
     url = asyncio.run(source.url()) if direct is None else direct.get_secret_value()
@@ -149,7 +145,7 @@ def _check_schema(settings: Settings) -> int:
     from chatledger.storage import schema
     from chatledger.storage.diagnosis import diagnose
 
-    found = asyncio.run(diagnose(_source(settings), _where(settings)))
+    found = asyncio.run(diagnose(settings.database_source, _where(settings)))
     if found.server_version is None:
         _fail(found.problems[0].what, 1)
     print(f"schema     {found.revision or 'none'}; this version needs {schema.REVISION}", file=sys.stderr)
@@ -160,7 +156,7 @@ def _doctor(args: argparse.Namespace, settings: Settings) -> int:
     from chatledger.server.doctor import report
     from chatledger.storage.diagnosis import diagnose
 
-    found = asyncio.run(diagnose(_source(settings), _where(settings)))
+    found = asyncio.run(diagnose(settings.database_source, _where(settings)))
     print(report(found, settings, as_json=args.json))
     return 1 if found.problems else 0
 

@@ -19,6 +19,7 @@ from pydantic_settings import (
 
 from chatledger.storage.limits import STORED_CONTENT_CHARS, USER_ID_CHARS, Limits
 from chatledger.storage.records import ROLES
+from chatledger.storage.source import DatabaseSource, EmbeddedDatabase, ExternalDatabase
 
 Toolset: TypeAlias = Literal["core", "full", "readonly"]
 
@@ -93,6 +94,13 @@ class Settings(BaseSettings):
         plain = [source.env_vars["database_url"] for source in sources if "database_url" in source.env_vars]
         fallback = InitSettingsSource(settings_cls, {"database_url": plain[0]} if plain else {})
         return (init_settings, *sources, fallback)
+
+    @property
+    def database_source(self) -> DatabaseSource:
+        """Where conversations are kept."""
+        if self.database_url is not None:
+            return ExternalDatabase(self.database_url.get_secret_value())
+        return EmbeddedDatabase(self.data_dir)
 
     @property
     def limits(self) -> Limits:

@@ -18,8 +18,8 @@ from chatledger.storage.message_log import MessageLog
 from chatledger.storage.records import (
     Conversation,
     ConversationRef,
-    Erasure,
     Growth,
+    Holdings,
     Message,
     StoredPath,
     WholeConversation,
@@ -131,12 +131,21 @@ class BulkStore:
                 async for each in _with_messages(step, user_id, heads):
                     yield each
 
-    async def erase_user(self, user_id: str) -> Erasure | None:
-        """Delete a user with all conversations and messages, for good; None where there is no such user."""
+    async def count(self, user_id: str) -> Holdings | None:
+        """How much a user has; None where there is no such user."""
+        check_user(user_id)
+        return _holdings(rows.owned(user_id, await self._database.read(bulk_queries.count_user(user_id))))
+
+    async def erase_user(self, user_id: str) -> Holdings | None:
+        """Delete a user with all conversations and messages, for good: what there was; None for no such user."""
         check_user(user_id)
         async with self._database.transaction() as step:
             found = rows.owned(user_id, await step.fetch(bulk_queries.erase_user(user_id)))
-        return Erasure(found[0]["conversations"], int(found[0]["messages"])) if found else None
+        return _holdings(found)
+
+
+def _holdings(found: list[Any]) -> Holdings | None:
+    return Holdings(found[0]["conversations"], int(found[0]["messages"])) if found else None
 
 
 async def _with_messages(

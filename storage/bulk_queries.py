@@ -121,6 +121,18 @@ def read_messages(user_id: str, ids: Sequence[UUID], *, after_seq: int, limit: i
     return Query(_MESSAGES, (user_id, list(ids), after_seq, limit))
 
 
+_COUNT = """
+SELECT u.id AS user_id, count(c.id) AS conversations, coalesce(sum(c.last_seq), 0) AS messages
+  FROM chatledger.users u LEFT JOIN chatledger.conversations c ON c.user_id = $1
+ WHERE u.id = $1 GROUP BY u.id
+"""
+
+
+def count_user(user_id: str) -> Query:
+    """How much a user has. No row: there is no such user. Index: users_pkey, conversations_pkey."""
+    return Query(_COUNT, (user_id,))
+
+
 _ERASE = """
 WITH gone AS (
   DELETE FROM chatledger.users WHERE id = $1 RETURNING id

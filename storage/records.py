@@ -213,8 +213,8 @@ class StoredPath:
 
 
 @dataclass(frozen=True, slots=True)
-class Erasure:
-    """A user who is gone, with what went with them."""
+class Holdings:
+    """How much a user has, or had before being erased."""
 
     conversations: int
     messages: int

@@ -12,7 +12,7 @@ import pytest
 from chatledger.storage import ConversationStore, NewMessage, bulk
 from chatledger.storage.bulk import BulkStore, ExportedConversation
 from chatledger.storage.errors import ConversationUnavailable, TooLarge, UniqueViolation
-from chatledger.storage.records import Erasure, Growth, Message, WholeConversation, WholeMessage
+from chatledger.storage.records import Growth, Holdings, Message, WholeConversation, WholeMessage
 from tests.conftest import run_sql
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
@@ -187,8 +187,10 @@ async def test_a_foreign_conversation_cannot_be_read(bulk_store: BulkStore) -> N
 async def test_an_erased_user_leaves_nothing_and_others_lose_nothing(bulk_store: BulkStore, database_url: str) -> None:
     await bulk_store.store("alice", [whole(3), whole(0), whole(2)])
     await bulk_store.store("bob", [whole(4)])
-    assert await bulk_store.erase_user("alice") == Erasure(conversations=3, messages=5)
+    assert await bulk_store.count("alice") == Holdings(conversations=3, messages=5)
+    assert await bulk_store.erase_user("alice") == Holdings(conversations=3, messages=5)
     assert await bulk_store.erase_user("alice") is None
+    assert await bulk_store.count("alice") is None
     tables = "SELECT id AS user_id FROM chatledger.users"
     for table in ("conversations", "messages"):
         tables += f" UNION ALL SELECT user_id FROM chatledger.{table}"

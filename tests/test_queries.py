@@ -15,9 +15,9 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from chatledger.storage import conversation_queries, message_queries
+from chatledger.storage import bulk_queries, conversation_queries, message_queries
 from chatledger.storage.query import Query
-from chatledger.storage.records import ConversationRef
+from chatledger.storage.records import ConversationRef, WholeConversation
 from chatledger.storage.validation import MessageColumns
 from tests.conftest import connect
 
@@ -57,7 +57,21 @@ def samples(ref: ConversationRef) -> dict[str, list[Query]]:
         {"include_archived": False},
         {"before": PLACE, "title_contains": "le 1", "updated_after": PLACE[0], "updated_before": PLACE[0]},
     ]
+    new = WholeConversation(
+        id=uuid4(), number=7, key="new", title="t", metadata="{}", created_at=PLACE[0], updated_at=PLACE[0], messages=[]
+    )
     return {
+        "find_by_keys": [bulk_queries.find_by_keys(USER, ["key-3", "key-13"], by_message_id=False)],
+        "find_by_ids": [bulk_queries.find_by_ids(USER, [BUSY], by_message_id=True)],
+        "add_conversations": [bulk_queries.add_conversations(USER, [new], quota=quota) for quota in (None, 20_000)],
+        "extend_conversation": [
+            bulk_queries.extend_conversation(USER, BUSY, last_seq=100_000, added=1, updated_at=PLACE[0])
+        ],
+        "read_conversation": [bulk_queries.read_conversation(USER, ref)],
+        "read_conversations": [bulk_queries.read_conversations(USER, after_number=500, limit=100)],
+        "read_messages": [bulk_queries.read_messages(USER, [BUSY], after_seq=50_000, limit=100)],
+        "count_user": [bulk_queries.count_user(USER)],
+        "erase_user": [bulk_queries.erase_user(USER)],
         "create_conversation": [
             conversation_queries.create_conversation(USER, uuid4(), key=key, title="t", metadata="{}", quota=quota)
             for key in (None, "key-3")
@@ -126,7 +140,7 @@ async def plan_of(populated_url: str) -> AsyncIterator[Callable[[Query], Any]]:
 def test_every_statement_has_a_sample() -> None:
     statements = {
         name
-        for module in (conversation_queries, message_queries)
+        for module in (bulk_queries, conversation_queries, message_queries)
         for name, function in inspect.getmembers(module, inspect.isfunction)
         if function.__module__ == module.__name__ and not name.startswith("_")
     }
@@ -158,9 +172,13 @@ async def test_a_statement_touches_the_callers_rows_only_and_through_an_index(
         ("append_message", "messages_client_message_id", 60),
         ("append_messages", "messages_client_message_id", 90),
         ("create_conversation", "conversations_key", 60),
+        ("extend_conversation", "conversations_pkey", 60),
         ("get_conversation", "conversations_pkey", 10),
         ("list_conversations", "conversations_recent", 250),
         ("load_history", "messages_pkey", 120),
+        ("read_conversation", "conversations_pkey", 10),
+        ("read_conversations", "conversations_number", 250),
+        ("read_messages", "messages_pkey", 120),
         ("update_conversation", "conversations_pkey", 60),
     ],
 )
