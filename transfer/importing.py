@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
-from typing import Final, NamedTuple, TypeAlias
+from pathlib import Path
+from typing import Final, Literal, NamedTuple, TypeAlias
 from uuid import UUID
 
 from chatledger.storage.bulk import BulkStore
@@ -17,10 +18,13 @@ from chatledger.storage.errors import SchemaOutOfDate, StorageError, Unavailable
 from chatledger.storage.message_log import MessageLog
 from chatledger.storage.records import StoredPath
 from chatledger.storage.validation import check_user
+from chatledger.transfer.archive import UnreadableSource
+from chatledger.transfer.detection import FORMATS, Ignored, Recognised, format_named, recognise
+from chatledger.transfer.files import open_sources
 from chatledger.transfer.plan import Lookup, Plan, make_plan
 from chatledger.transfer.preparation import PreparedConversation, Unstorable, prepare
 from chatledger.transfer.records import Outcome, Rejected
-from chatledger.transfer.report import ConversationReport, ImportReport, Status
+from chatledger.transfer.report import ConversationReport, FileReport, ImportReport, Status
 
 BATCH_MESSAGES: Final = 2_000  # chosen: a commit costs as much as some hundred messages; a larger batch gains little
 BATCH_CHARS: Final = 4 * 1024 * 1024  # chosen: a few tens of MB in memory, with all that is made of it
@@ -30,6 +34,42 @@ ATTEMPTS: Final = 3  # at a plan that another writer overtook; a second one has 
 _Entry: TypeAlias = PreparedConversation | ConversationReport
 Progress: TypeAlias = Callable[[int, int], None]
 """Told after each step how many conversations and how many messages were looked at so far."""
+
+
+async def import_paths(
+    store: MessageLog,
+    user_id: str,
+    paths: Iterable[Path],
+    *,
+    format: str | None = None,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> ImportReport:
+    """Import files, folders and archives for a user, each file's format found out by what is in it, or given by name.
+
+    A path that cannot be read, or that is damaged, is found before anything is stored, and refuses all.
+
+    Raises:
+        ValueError: there is no format of that name.
+        Unavailable, SchemaOutOfDate: the database failed; running it again goes on from there.
+    """
+    forced = None
+    if format is not None and (forced := format_named(format)) is None:
+        raise ValueError(f"the formats are {', '.join(each.NAME for each in FORMATS)}")
+    importer = Importer(store, user_id, dry_run=dry_run, progress=progress)
+    report = importer.report
+    try:
+        with open_sources(paths) as sources:
+            for found in recognise(sources, forced):
+                if isinstance(found, Recognised):
+                    report.files.append(FileReport(name=found.name, format=found.format.NAME, status="read"))
+                    await importer.take(found.outcomes, file=found.name, format=found.format.NAME)
+                else:
+                    status: Literal["ignored", "refused"] = "ignored" if isinstance(found, Ignored) else "refused"
+                    report.files.append(FileReport(name=found.name, format=None, status=status, reason=found.reason))
+    except UnreadableSource as exc:
+        report.files.append(FileReport(name=exc.name, format=None, status="refused", reason=exc.reason))
+    return report
 
 
 class _Reading(NamedTuple):

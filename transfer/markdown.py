@@ -13,7 +13,13 @@ _BACKTICKS = re.compile("`{3,}")
 
 
 def head(conversation: Conversation) -> str:
-    """Front matter in YAML, whose values are JSON, and the title as a heading."""
+    """The front matter, and the title as a heading."""
+    title = " ".join((conversation.title or f"Conversation {conversation.number}").split())
+    return front_matter(conversation) + f"# {title}\n\n"
+
+
+def front_matter(conversation: Conversation) -> str:
+    """Facts in YAML, whose values are JSON."""
     source = (conversation.metadata or {}).get("source")
     facts = {
         "id": str(conversation.id),
@@ -25,8 +31,7 @@ def head(conversation: Conversation) -> str:
         "source": source.get("format") if isinstance(source, dict) else None,
     }
     lines = [f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in facts.items() if value is not None]
-    title = " ".join((conversation.title or f"Conversation {conversation.number}").split())
-    return "---\n" + "\n".join(lines) + f"\n---\n\n# {title}\n\n"
+    return "---\n" + "\n".join(lines) + "\n---\n\n"
 
 
 def message(message: Message) -> str:
@@ -35,11 +40,25 @@ def message(message: Message) -> str:
     blocks = [f"## {' '.join(who.split())} · {_time(message.created_at)}"]
     if message.content:
         # A result is a program's output, not Markdown.
-        blocks.append(_fenced("text", message.content) if message.role == "tool" else message.content)
+        blocks.append(fenced("text", message.content) if message.role == "tool" else message.content)
     if message.tool_calls:
-        blocks.append(_fenced("json", _json(message.tool_calls)))
+        blocks.append(fenced("json", _json(message.tool_calls)))
     if message.parts:
-        blocks.append(_fenced("json", _json(message.parts)))
+        blocks.append(fenced("json", _json(message.parts)))
+    return "\n\n".join(blocks) + "\n\n"
+
+
+def quoted_message(message: Message) -> str:
+    """A heading with seq, role and time, then all that was stored in fences, so that none of it passes for a heading.
+
+    Its metadata and parts are left out.
+    """
+    blocks = [f"## {message.seq} · {message.role} · {_time(message.created_at)}"]
+    said = {"name": message.name, "tool_call_id": message.tool_call_id, "tool_calls": message.tool_calls}
+    if found := {field: value for field, value in said.items() if value is not None}:
+        blocks.append(fenced("json", _json(found)))
+    if message.content:
+        blocks.append(fenced("text", message.content))
     return "\n\n".join(blocks) + "\n\n"
 
 
@@ -51,7 +70,7 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, indent=2)
 
 
-def _fenced(language: str, text: str) -> str:
-    """In a fence that is longer than any run of backticks inside."""
+def fenced(language: str, text: str) -> str:
+    """Text in a fence that is longer than any run of backticks inside."""
     fence = "`" * max((len(run) + 1 for run in _BACKTICKS.findall(text)), default=3)
     return f"{fence}{language}\n{text}\n{fence}"
