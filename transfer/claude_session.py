@@ -114,6 +114,9 @@ class ClaudeSession:
             self._nodes.append(_Node("assistant", uuid, line, at, metadata or None, []))
             if message_id is not None:
                 self._node_of_message[message_id] = place
+        elif uuid is not None:
+            # The last line's, so that an answer imported while it was being written is not taken for the whole one.
+            self._nodes[place].uuid = uuid
         for block in _blocks(message.get("content")):
             call = identifier(block.get("id")) if isinstance(block, dict) and block.get("type") == "tool_use" else None
             if call is not None and self._node_of_call.get(call) == place:
