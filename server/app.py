@@ -1,19 +1,39 @@
-"""The MCP server: its tools, its words to the client, and the one place where a failure becomes a tool result."""
+"""The MCP server: what it serves, its words to the client, and the one place where a failure becomes an answer."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Final, TypeVar
 
+from mcp import MCPError
 from mcp.server import MCPServer
+from mcp.server.caching import CacheHint
+from mcp.server.context import ServerRequestContext
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ToolError, UnexpectedToolError
-from mcp.types import CallToolResult, InputRequiredResult
+from mcp.types import (
+    CallToolResult,
+    CompleteRequestParams,
+    GetPromptRequestParams,
+    InputRequiredResult,
+    ListToolsResult,
+    PaginatedRequestParams,
+    ReadResourceRequestParams,
+    RequestParams,
+    Result,
+)
 from pydantic import ValidationError
 
 from chatledger.server import errors
+from chatledger.server.admission import Admission, Rate
+from chatledger.server.auth.scopes import refuse_beyond_scopes
+from chatledger.server.completions import Completions
 from chatledger.server.identity import Caller
+from chatledger.server.prompts import ConversationPrompts
+from chatledger.server.resources import ConversationResources
 from chatledger.server.schemas import MessageIn
 from chatledger.server.tools import make_tools
 from chatledger.storage.errors import UNKNOWN_OUTCOME, StorageError, Unavailable
@@ -33,8 +53,17 @@ INSTRUCTIONS = (
 )
 
 
+# What holds a user's data must not be shared by caches. It is the SDK's default as well; it must not become another.
+_PRIVATE: Final = CacheHint(ttl_ms=0, scope="private")
+
+ParamsT = TypeVar("ParamsT", bound=RequestParams)
+
+
 class LedgerServer(MCPServer[Any]):
-    """An MCP server whose tool failures carry the contract's codes."""
+    """An MCP server whose failures carry the contract's codes."""
+
+    admission: Admission | None = None
+    """What each call must pass first."""
 
     async def call_tool(
         self, name: str, arguments: dict[str, Any], context: Context[Any, Any] | None = None
@@ -43,10 +72,12 @@ class LedgerServer(MCPServer[Any]):
         arguments = {argument: value for argument, value in arguments.items() if value is not None}
         try:
             # Each statement has a deadline of its own; a call that needs a second one must not take twice as long.
-            async with asyncio.timeout(CALL_SECONDS):
+            async with asyncio.timeout(CALL_SECONDS), self._admitted(context):
                 return await super().call_tool(name, arguments, context)
         except TimeoutError:
             return errors.storage_refusal(Unavailable(UNKNOWN_OUTCOME), name)
+        except StorageError as exc:  # not admitted
+            return errors.storage_refusal(exc, name)
         except ToolError as exc:
             cause = exc.__cause__
             if isinstance(cause, StorageError):
@@ -58,14 +89,58 @@ class LedgerServer(MCPServer[Any]):
             known = ", ".join(tool.name for tool in await self.list_tools())
             return errors.refusal("invalid_argument", f"there is no such tool; the tools are {known}")
 
+    def answer(
+        self, method: str, kind: type[ParamsT], handle: Callable[[Context[Any, Any], ParamsT], Awaitable[Result]]
+    ) -> None:
+        """Serve a method that is no tool call: it ends by the same deadline, and every failure is a JSON-RPC error.
+
+        The SDK's own registries would do for neither: its list of resources is the same for every caller, its
+        completions do not learn who calls, and what a prompt raises reaches an older client as it is.
+        """
+
+        async def answered(request: ServerRequestContext[Any, Any], params: ParamsT) -> Result:
+            named: dict[str, Any] = {}
+            if isinstance(params, ReadResourceRequestParams):
+                # As the specification asks; half a surrogate pair could not be sent back.
+                named["uri"] = params.uri.encode(errors="backslashreplace").decode()
+            if isinstance(params, PaginatedRequestParams) and params.cursor is not None:
+                raise errors.protocol_error("invalid_cursor", "this list has one page, so no cursor belongs to it")
+            try:
+                context = Context[Any, Any](request_context=request, mcp_server=self)
+                async with asyncio.timeout(CALL_SECONDS), self._admitted(context):
+                    return await handle(context, params)
+            except MCPError:
+                raise
+            except TimeoutError:
+                failure: Exception = Unavailable("the call took too long and was ended; try again shortly")
+            except Exception as exc:  # noqa: BLE001  # whatever it is, its text must not reach the client
+                failure = exc
+            raise errors.request_failure(failure, method, **named) from None
+
+        self._lowlevel_server.add_request_handler(method, kind, answered)  # no public way; the tests of each hold it
+
+    async def page_of_tools(self, ctx: Context[Any, Any], params: PaginatedRequestParams) -> ListToolsResult:
+        """All tools, as the SDK lists them; it would ignore a cursor."""
+        return ListToolsResult(tools=await self.list_tools())
+
+    async def run_streams(self, read: Any, write: Any) -> None:
+        """Serve one connection of a transport that brings messages as a pair of streams."""
+        lowlevel = self._lowlevel_server
+        await lowlevel.run(read, write, lowlevel.create_initialization_options())
+
+    def _admitted(self, context: Context[Any, Any] | None) -> AbstractAsyncContextManager[None]:
+        return nullcontext() if context is None or self.admission is None else self.admission(context)
+
     def _argument_names(self, tool: str) -> list[str]:
         schema = self._tool_input_schema(tool) or {}
         return list(schema.get("properties", ()))
 
 
-def make_server(store: ConversationStore, caller: Caller, *, toolset: str = "full") -> LedgerServer:
+def make_server(
+    store: ConversationStore, caller: Caller, *, toolset: str = "full", rate: Rate | None = None
+) -> LedgerServer:
     """The server over a store. Nothing is connected to: the list of tools is there before the database is."""
-    return LedgerServer(
+    server = LedgerServer(
         "chatledger",
         title="chatledger",
         description="Keeps conversations in Postgres and gives them back.",
@@ -73,4 +148,17 @@ def make_server(store: ConversationStore, caller: Caller, *, toolset: str = "ful
         version=version("chatledger"),
         tools=make_tools(store, caller, toolset),
         log_level="WARNING",
+        middleware=[refuse_beyond_scopes],
+        cache_hints={"resources/list": _PRIVATE, "resources/read": _PRIVATE},
+        subscriptions=False,  # nothing is published yet, so nothing must be announced that clients would wait for
     )
+    server.admission = Admission(caller, rate)
+    resources, prompts = ConversationResources(store, caller), ConversationPrompts(store, caller)
+    server.answer("tools/list", PaginatedRequestParams, server.page_of_tools)
+    server.answer("resources/list", PaginatedRequestParams, resources.list_latest)
+    server.answer("resources/templates/list", PaginatedRequestParams, resources.list_templates)
+    server.answer("resources/read", ReadResourceRequestParams, resources.read)
+    server.answer("prompts/list", PaginatedRequestParams, prompts.list_all)
+    server.answer("prompts/get", GetPromptRequestParams, prompts.get)
+    server.answer("completion/complete", CompleteRequestParams, Completions(store, caller).complete)
+    return server

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import NoReturn
 
-from chatledger.server import transfer_commands
+from chatledger.server import serving, token_commands, transfer_commands
 from chatledger.server.settings import Settings, SettingsError, load_settings
 from chatledger.storage.embedded import EmbeddedError, EmbeddedPostgres
 from chatledger.storage.errors import StorageError
@@ -50,8 +48,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"chatledger {version('chatledger')}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    serve = commands.add_parser("serve", help="serve MCP over stdin and stdout; an MCP client starts this")
-    serve.add_argument("--transport", choices=["stdio"], default="stdio", help="how clients connect (default: stdio)")
+    serve = commands.add_parser("serve", help="serve MCP: over stdin and stdout, as a client starts it, or over HTTP")
+    serve.add_argument(
+        "--transport",
+        choices=["stdio", "http", "sse"],
+        default="stdio",
+        help="how clients connect; http and sse serve both Streamable HTTP and SSE (default: stdio)",
+    )
+    serve.add_argument("--host", default="127.0.0.1", help="the address to serve over HTTP (default: 127.0.0.1)")
+    serve.add_argument("--port", type=int, default=8000, help="0 picks a free one (default: 8000)")
     serve.add_argument("--toolset", choices=["core", "full", "readonly"], help="which tools to offer (default: full)")
     serve.set_defaults(run=_serve)
 
@@ -69,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor.set_defaults(run=_doctor)
 
     transfer_commands.add_to(commands)
+    token_commands.add_to(commands)
 
     database = commands.add_parser("database", help="the embedded Postgres")
     actions = database.add_subparsers(metavar="ACTION", required=True)
@@ -88,34 +94,21 @@ def _where(settings: Settings) -> str:
 
 
 def _serve(args: argparse.Namespace, settings: Settings) -> int:
+    toolset = args.toolset or settings.toolset
+    if args.transport != "stdio":
+        from chatledger.server.http import run
+
+        sse_first = args.transport == "sse"
+        run(serving.over_http(settings, toolset, host=args.host, port=args.port, sse_first=sse_first))
+        return 0
     if sys.stdin.isatty():
         print(
             "chatledger: this speaks MCP on stdin and stdout and waits for a client. Put the command into your "
             "client's configuration (the README shows how), or end it with Ctrl-C.",
             file=sys.stderr,
         )
-    asyncio.run(_serve_stdio(settings, args.toolset or settings.toolset))
+    asyncio.run(serving.over_stdio(settings, toolset))
     return 0
-
-
-async def _serve_stdio(settings: Settings, toolset: str) -> None:
-    from chatledger.storage.store import ConversationStore
-
-    async with ConversationStore(settings.database_source, settings.limits) as store:
-        store.wake()
-        await asyncio.sleep(0)  # lets it begin; the imports that follow keep this process busy for as long as it takes
-        from chatledger.server.app import make_server
-        from chatledger.server.identity import local_user
-        from chatledger.server.stdio import serve_stdio
-
-        server = make_server(store, local_user(settings.user_id), toolset=toolset)
-        store.start()
-        try:
-            await serve_stdio(server)
-        finally:
-            # Something may have printed meanwhile; what is still in Python's buffer is not for the client either.
-            with contextlib.suppress(OSError):
-                os.dup2(2, 1)
 
 
 def _migrate(args: argparse.Namespace, settings: Settings) -> int:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Iterable
+from contextvars import ContextVar
 from typing import Any
 
-from mcp.types import CallToolResult, TextContent
+from mcp import MCPError
+from mcp.types import INTERNAL_ERROR, INVALID_PARAMS, CallToolResult, TextContent
 from pydantic import ValidationError
 
 from chatledger.storage.errors import StorageError
@@ -30,41 +32,64 @@ STATUS = {
     "schema_out_of_date": 503,
     "internal": 500,
 }
+# Where a transport wants to know when a refused call may be repeated: a list that it looks at afterwards.
+RETRY_AFTER: ContextVar[list[float] | None] = ContextVar("RETRY_AFTER", default=None)
 _RETRYABLE = {"unavailable", "rate_limited"}
 
 
 def refusal(code: str, message: str, **details: Any) -> CallToolResult:
     """A failed call, in the contract's form."""
-    error = {
-        "code": code,
-        "status": STATUS[code],
-        "message": message,
-        "retryable": code in _RETRYABLE,
-        **details,
-    }
+    noted = RETRY_AFTER.get()
+    if noted is not None and "retry_after_seconds" in details:
+        noted.append(details["retry_after_seconds"])
     return CallToolResult(
         content=[TextContent(type="text", text=f"{code}: {message}")],
-        structured_content={"error": error},
+        structured_content={"error": _error(code, message, details)},
         is_error=True,
     )
 
 
+def protocol_error(code: str, message: str, **details: Any) -> MCPError:
+    """The same for a request that is no tool call: JSON-RPC's number tells whose fault it is, `data` is the error."""
+    number = INTERNAL_ERROR if STATUS[code] in (429, 500, 503) else INVALID_PARAMS
+    return MCPError(number, f"{code}: {message}", _error(code, message, details))
+
+
+def _error(code: str, message: str, details: dict[str, Any]) -> dict[str, Any]:
+    return {"code": code, "status": STATUS[code], "message": message, "retryable": code in _RETRYABLE, **details}
+
+
 def storage_refusal(exc: StorageError, tool: str) -> CallToolResult:
     """What the store refused; an error that no caller can act on becomes an opaque one."""
-    if exc.code == "internal":
-        return internal(exc, tool)
-    if exc.code in ("unavailable", "schema_out_of_date"):
-        cause = exc.__cause__
-        logger.warning("%s: %s (%s)", tool, exc.message, type(cause).__name__ if cause else exc.code)
-    return refusal(exc.code, exc.message, **exc.details)
+    code, message, details = _told(exc, tool)
+    return refusal(code, message, **details)
 
 
 def internal(exc: BaseException, tool: str) -> CallToolResult:
     """Anything unforeseen: logged under a reference, which is all that the caller learns."""
+    return refusal("internal", _reference(exc, tool))
+
+
+def request_failure(exc: Exception, method: str, **details: Any) -> MCPError:
+    """What any failure of a request that is no tool call becomes; `details` are added to the error."""
+    code, message, more = _told(exc, method)
+    return protocol_error(code, message, **more, **details)
+
+
+def _told(exc: BaseException, what: str) -> tuple[str, str, dict[str, Any]]:
+    if not isinstance(exc, StorageError) or exc.code == "internal":
+        return "internal", _reference(exc, what), {}
+    if exc.code in ("unavailable", "schema_out_of_date"):
+        cause = exc.__cause__
+        logger.warning("%s: %s (%s)", what, exc.message, type(cause).__name__ if cause else exc.code)
+    return exc.code, exc.message, exc.details
+
+
+def _reference(exc: BaseException, what: str) -> str:
     reference = secrets.token_hex(6)
     # The traceback's lines are ours; the exception's own text may quote a statement's values, so only its type is said.
-    logger.error("%s failed, reference %s: %s", tool, reference, _without_text(exc))
-    return refusal("internal", f"something went wrong inside the server; its log says more under {reference}")
+    logger.error("%s failed, reference %s: %s", what, reference, _without_text(exc))
+    return f"something went wrong inside the server; its log says more under {reference}"
 
 
 def _without_text(exc: BaseException) -> str:

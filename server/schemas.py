@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
+from functools import cache
 from typing import Annotated, Any, Final, Literal, TypeAlias
 from uuid import UUID
 
@@ -226,7 +227,9 @@ def window_view(window: HistoryWindow, max_tokens: int) -> dict[str, Any]:
 
 # Characters that change how the text around them looks, or look like nothing: C1 controls, zero-width, bidirectional
 # and tag characters. Written as JSON escapes they are the same value, and visible.
-_INVISIBLE = re.compile("[\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\U000e0000-\U000e007f]")
+_HIDDEN = "\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\U000e0000-\U000e007f"
+_INVISIBLE = re.compile(f"[{_HIDDEN}]")
+_INVISIBLE_OR_CONTROL = re.compile(rf"[\x00-\x08\x0b\x0c\x0e-\x1f{_HIDDEN}]|\r(?!\n)")
 
 
 def compact_json(value: object) -> str:
@@ -235,8 +238,18 @@ def compact_json(value: object) -> str:
     return text if text.isascii() and "\x7f" not in text else _INVISIBLE.sub(_escape, text)
 
 
+def visible(text: str) -> str:
+    """Text that is no JSON, with the same characters escaped, and the controls that JSON escapes but for line ends."""
+    return _INVISIBLE_OR_CONTROL.sub(_escape, text)
+
+
 def _escape(found: re.Match[str]) -> str:
-    units = found[0].encode("utf-16-be")
+    return _escaped(found[0])
+
+
+@cache  # of a few hundred characters; a text of a million of them would otherwise hold up everybody for seconds
+def _escaped(character: str) -> str:
+    units = character.encode("utf-16-be")
     return "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2))
 
 

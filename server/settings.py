@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
 from platformdirs import user_config_path, user_data_path
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
@@ -17,6 +18,8 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from chatledger.server.admission import Rate
+from chatledger.server.auth.rules import AuthRules, is_public_url, make_rules
 from chatledger.storage.limits import STORED_CONTENT_CHARS, USER_ID_CHARS, Limits
 from chatledger.storage.records import ROLES
 from chatledger.storage.source import DatabaseSource, EmbeddedDatabase, ExternalDatabase
@@ -25,6 +28,8 @@ Toolset: TypeAlias = Literal["core", "full", "readonly"]
 
 USER_CONFIG_FILE = user_config_path("chatledger", appauthor=False) / "config.env"
 ENV_FILE = Path(".env")
+_HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
+_ORIGIN = re.compile(rf"https?://{_HOST.pattern}")
 
 
 class SettingsError(Exception):
@@ -53,10 +58,33 @@ class Settings(BaseSettings):
     allowed_roles: Annotated[tuple[Literal["user", "assistant", "system", "tool"], ...], NoDecode] = ROLES
     max_conversations_per_user: int | None = Field(default=None, ge=1)
 
-    @field_validator("allowed_roles", mode="before")
+    auth_issuer: str | None = None
+    auth_jwks_url: str | None = None
+    auth_audience: Annotated[tuple[str, ...], NoDecode] = ()
+    auth_authorized_parties: Annotated[tuple[str, ...], NoDecode] = ()
+    auth_algorithms: Annotated[tuple[Literal["EdDSA", "ES256", "RS256", "HS256"], ...], NoDecode] = ()
+    auth_user_claim: str = "sub"
+    auth_secret: SecretStr | None = None
+    auth_require_scopes: bool = False
+    auth_static_tokens: bool | None = None
+    public_url: str | None = None
+    rate_limit_per_second: float | None = Field(default=None, ge=0, le=10_000)
+    rate_limit_burst: int = Field(default=60, ge=1, le=100_000)
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    allowed_origins: Annotated[tuple[str, ...], NoDecode] = ()
+
+    @field_validator(
+        "allowed_roles",
+        "auth_audience",
+        "auth_authorized_parties",
+        "auth_algorithms",
+        "allowed_hosts",
+        "allowed_origins",
+        mode="before",
+    )
     @classmethod
     def _split(cls, value: object) -> object:
-        return [role.strip() for role in value.split(",") if role.strip()] if isinstance(value, str) else value
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
     @field_validator("allowed_roles")
     @classmethod
@@ -72,6 +100,32 @@ class Settings(BaseSettings):
             return value.expanduser().absolute()
         except RuntimeError:
             raise ValueError("there is no such home directory") from None
+
+    @field_validator("public_url")
+    @classmethod
+    def _public(cls, value: str | None) -> str | None:
+        if value is not None and not is_public_url(value):
+            raise ValueError("it must be the https:// or http:// URL at which clients reach this server")
+        return value
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(_HOST.fullmatch(host) for host in value):
+            raise ValueError("they are names or addresses, each with a port where only that one will do")
+        return value
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(_ORIGIN.fullmatch(origin) for origin in value):
+            raise ValueError("they are scheme://host, each with a port where only that one will do")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Settings:
+        self.auth  # noqa: B018  # raises
+        return self
 
     @classmethod
     def settings_customise_sources(
@@ -107,6 +161,29 @@ class Settings(BaseSettings):
         """What this installation allows of a message and a user."""
         return Limits(self.max_content_chars, self.allowed_roles, self.max_conversations_per_user)
 
+    @property
+    def rate(self) -> Rate | None:
+        """How fast one user may call; None: as fast as one likes."""
+        per_second, burst = self.rate_limit_per_second, self.rate_limit_burst
+        if per_second is None:
+            per_second = 0 if self.auth is None else 20
+        return None if per_second == 0 else Rate(per_second, burst)
+
+    @property
+    def auth(self) -> AuthRules | None:
+        """How callers over HTTP are verified; None where nothing is configured, so that only loopback may be served."""
+        return make_rules(
+            issuer=self.auth_issuer,
+            jwks_url=self.auth_jwks_url,
+            secret=None if self.auth_secret is None else self.auth_secret.get_secret_value(),
+            audience=self.auth_audience,
+            parties=self.auth_authorized_parties,
+            algorithms=self.auth_algorithms,
+            user_claim=self.auth_user_claim,
+            require_scopes=self.auth_require_scopes,
+            static_tokens=self.auth_static_tokens,
+        )
+
 
 def _usable(value: str | None) -> bool:
     return value is not None and value.strip() != "" and not value.strip().startswith("${")
@@ -122,7 +199,10 @@ def load_settings() -> Settings:
         return Settings()
     except ValidationError as exc:
         first = exc.errors(include_input=False, include_url=False, include_context=False)[0]
-        name, why = f"CHATLEDGER_{first['loc'][0]}".upper(), first["msg"].removeprefix("Value error, ")
+        why = first["msg"].removeprefix("Value error, ")
+        if not first["loc"]:  # about several of them together
+            raise SettingsError(why) from None
+        name = f"CHATLEDGER_{first['loc'][0]}".upper()
         raise SettingsError(f"{name} cannot be used: {why}") from None
     except UnicodeDecodeError:
         raise SettingsError(f"the settings in .env or {USER_CONFIG_FILE} cannot be read: not UTF-8") from None

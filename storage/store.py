@@ -14,9 +14,12 @@ from chatledger.storage.errors import ConversationUnavailable, InvalidArgument, 
 from chatledger.storage.ids import uuid7
 from chatledger.storage.limits import Limits
 from chatledger.storage.message_log import COLLISIONS, MessageLog
+from chatledger.storage.query import Query
 from chatledger.storage.records import Conversation, ConversationPage, ConversationRef, Deletion, Fork
 from chatledger.storage.source import DatabaseSource, EmbeddedDatabase, ExternalDatabase
 from chatledger.storage.validation import check_range, check_text, check_title, check_user, checked_metadata
+
+PING_SECONDS = 5.0  # chosen: orchestrators ask every 10 s
 
 
 class ConversationStore(MessageLog):
@@ -55,6 +58,10 @@ class ConversationStore(MessageLog):
     def start(self) -> None:
         """Open the database in the background, so that the first call finds it open. Needs a running event loop."""
         self.database.start()
+
+    async def ping(self) -> None:
+        """Return when the database answers and its schema is current. Raises the StorageError otherwise."""
+        await self.database.read(Query("SELECT $1::text", ("ping",)), seconds=PING_SECONDS)
 
     async def aclose(self) -> None:
         """Finish what is being written, and disconnect."""
@@ -133,6 +140,23 @@ class ConversationStore(MessageLog):
             secret = await self.database.cursor_secret()
             next_cursor = seal(secret, user_id, bound_to, (last.updated_at, last.id))
         return ConversationPage(page, next_cursor)
+
+    async def list_numbers(
+        self, user_id: str, typed: str = "", *, limit: int = limits.LIST_CONVERSATIONS
+    ) -> tuple[list[int], bool]:
+        """The numbers of conversations that `typed` may mean, and whether there are more than `limit` of them.
+
+        It is the beginning of a number, or a part of a title in any case. Newest `updated_at` first, none archived.
+
+        Raises:
+            InvalidArgument: `limit` is not 1 to 100, or `typed` is longer than a title or holds what no text may.
+        """
+        check_user(user_id)
+        check_range("limit", limit, 1, limits.LIST_CONVERSATIONS)
+        check_text("typed", typed, max_chars=limits.TITLE_CHARS)
+        query = conversation_queries.list_numbers(user_id, typed, limit + 1)
+        found = rows.owned(user_id, await self.database.read(query))
+        return [row["number"] for row in found[:limit]], len(found) > limit
 
     async def update_conversation(
         self,

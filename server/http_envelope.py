@@ -1,0 +1,50 @@
+"""Whether a body posted to `/mcp` is one JSON-RPC message, checked before the SDK looks at it.
+
+For the older revisions the SDK takes a request with a malformed id for a notification, answers it with 202, and repeats
+what was sent in the error for a batch.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+from pydantic_core import from_json
+
+PARSE_ERROR: Final = -32700
+INVALID_REQUEST: Final = -32600
+ID_CHARS: Final = 256  # chosen: clients count, or send a UUID
+
+_SENTENCES: Final = {
+    PARSE_ERROR: "the body is not JSON",
+    INVALID_REQUEST: "the body must be a single JSON-RPC message, whose id, if any, is a string or an integer",
+}
+
+
+def refusal(body: bytes) -> bytes | None:
+    """The JSON-RPC error for a body that is no message, which goes with status 400; None for one that is."""
+    code = _fault(body)
+    if code is None:
+        return None
+    error = {"jsonrpc": "2.0", "id": None, "error": {"code": code, "message": _SENTENCES[code]}}
+    return json.dumps(error, separators=(",", ":")).encode()
+
+
+def _fault(body: bytes) -> int | None:
+    try:
+        message: Any = from_json(body)
+    except ValueError:
+        return PARSE_ERROR
+    if not isinstance(message, dict) or message.get("jsonrpc") != "2.0":
+        return INVALID_REQUEST
+    if "id" in message and not _is_id(message["id"]):
+        return INVALID_REQUEST
+    if "method" in message:
+        return None if isinstance(message["method"], str) else INVALID_REQUEST
+    return None if "result" in message or "error" in message else INVALID_REQUEST
+
+
+def _is_id(value: Any) -> bool:
+    if isinstance(value, str):
+        return len(value) <= ID_CHARS
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= 2**53
