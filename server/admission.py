@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # settings name a Rate, and must not import the protocol for 
 
     from chatledger.server.identity import Caller
 
-IN_FLIGHT: Final = 32  # calls of one user at once (chosen: three times the database connections of a process)
+IN_FLIGHT: Final = 64  # calls of one user at once (chosen: the burst of the default rate, and a little)
 _FORGET_ABOVE: Final = 10_000  # users remembered before those who are at rest are dropped (chosen: about 2 MB)
 
 
@@ -40,7 +40,7 @@ class _Bucket:
 
 
 class Admission:
-    """Admits calls one by one. With `rate` None, only the number in flight is limited."""
+    """Admits calls one by one; all of them where `rate` is None."""
 
     def __init__(self, caller: Caller, rate: Rate | None = None, *, in_flight: int = IN_FLIGHT) -> None:
         self._caller, self._rate, self._in_flight = caller, rate, in_flight
@@ -53,45 +53,46 @@ class Admission:
         Raises:
             RateLimited: it may not run now; it counts for nothing.
         """
-        bucket = self._bucket(await self._caller(ctx))
+        if self._rate is None:
+            yield
+            return
+        bucket = self._bucket(await self._caller(ctx), self._rate)
         if bucket.in_flight >= self._in_flight:
             raise RateLimited(
                 f"{bucket.in_flight} calls of yours are running, which is the limit; wait for one to end",
                 retry_after_seconds=1,
             )
-        self._take(bucket)
+        _take(bucket, self._rate)
         bucket.in_flight += 1
         try:
             yield
         finally:
             bucket.in_flight -= 1
 
-    def _bucket(self, user_id: str) -> _Bucket:
+    def _bucket(self, user_id: str, rate: Rate) -> _Bucket:
         bucket = self._buckets.get(user_id)
         if bucket is None:
             if len(self._buckets) >= _FORGET_ABOVE:
-                self._forget()
-            bucket = self._buckets[user_id] = _Bucket(self._rate.burst if self._rate else 0, time.monotonic())
+                self._forget(rate)
+            bucket = self._buckets[user_id] = _Bucket(rate.burst, time.monotonic())
         return bucket
 
-    def _take(self, bucket: _Bucket) -> None:
-        if self._rate is None:
-            return
-        now = time.monotonic()
-        calls = min(self._rate.burst, bucket.calls + (now - bucket.at) * self._rate.per_second)
-        bucket.at, bucket.calls = now, calls
-        if calls < 1:
-            seconds = math.ceil((1 - calls) / self._rate.per_second * 100) / 100
-            raise RateLimited(
-                f"more than {self._rate.per_second:g} calls a second; the next one passes in {seconds:g} s",
-                retry_after_seconds=seconds,
-            )
-        bucket.calls -= 1
-
-    def _forget(self) -> None:
+    def _forget(self, rate: Rate) -> None:
         """Drop those who have nothing in flight and would have a full burst again by now."""
-        rest = 0.0 if self._rate is None else self._rate.burst / self._rate.per_second
-        now = time.monotonic()
+        rested = time.monotonic() - rate.burst / rate.per_second
         self._buckets = {
-            user_id: bucket for user_id, bucket in self._buckets.items() if bucket.in_flight or now - bucket.at < rest
+            user_id: bucket for user_id, bucket in self._buckets.items() if bucket.in_flight or bucket.at > rested
         }
+
+
+def _take(bucket: _Bucket, rate: Rate) -> None:
+    now = time.monotonic()
+    bucket.calls = min(rate.burst, bucket.calls + (now - bucket.at) * rate.per_second)
+    bucket.at = now
+    if bucket.calls < 1:
+        seconds = math.ceil((1 - bucket.calls) / rate.per_second * 100) / 100
+        raise RateLimited(
+            f"more than {rate.per_second:g} calls a second; the next one passes in {seconds:g} s",
+            retry_after_seconds=seconds,
+        )
+    bucket.calls -= 1

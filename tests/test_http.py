@@ -1,0 +1,412 @@
+"""The server over HTTP, by clients of every kind and by raw bytes: the transport table of bad input, row by row."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mcp import Client
+from mcp.client.session import ClientSession
+from mcp.client.sse import sse_client
+
+from chatledger.server import http_guard, http_protocol
+from chatledger.server.admission import Admission, Rate, RateLimited
+from tests.http_server import HEADERS, MODERN, PATIENCE, HttpServer, serving
+
+META = {
+    "io.modelcontextprotocol/protocolVersion": MODERN,
+    "io.modelcontextprotocol/clientCapabilities": {},
+    "io.modelcontextprotocol/clientInfo": {"name": "test", "version": "1"},
+}
+
+
+def call(method: str, params: dict[str, Any] | None = None, id: Any = 1) -> dict[str, Any]:
+    return {"jsonrpc": "2.0", "id": id, "method": method, "params": params or {}}
+
+
+LIST = call("tools/list")
+
+
+@pytest.fixture
+async def server(database_url: str) -> AsyncIterator[HttpServer]:
+    async with serving(database_url) as running:
+        yield running
+
+
+@pytest.fixture(params=["older", "newest"])
+def era_headers(request: pytest.FixtureRequest) -> dict[str, str | None]:
+    return {"mcp-protocol-version": MODERN, "mcp-method": "tools/list"} if request.param == "newest" else {}
+
+
+# ---- clients ---------------------------------------------------------------------------------------------------------
+
+
+async def test_the_sdks_client_works_over_streamable_http_in_both_eras(server: HttpServer, era: str) -> None:
+    async with Client(f"{server.base}/mcp", mode=era) as client:
+        made = await client.call_tool("create_conversation", {"title": era})
+        number = made.structured_content["conversation"]["number"]
+        await client.call_tool("append_message", {"conversation_id": number, "role": "user", "content": "你好"})
+        loaded = await client.call_tool("load_history", {"conversation_id": number})
+        assert loaded.structured_content is not None
+        assert [each["content"] for each in loaded.structured_content["messages"]] == ["你好"]
+        assert (await client.list_resources()).resources
+        refused = await client.call_tool("load_history", {"conversation_id": 99})
+        assert refused.structured_content is not None
+        assert refused.structured_content["error"]["code"] == "conversation_unavailable"
+
+
+async def test_sse_serves_the_older_clients(server: HttpServer) -> None:
+    async with sse_client(f"{server.base}/sse") as streams, ClientSession(*streams) as session:
+        await session.initialize()
+        made = await session.call_tool("create_conversation", {"title": "over SSE"})
+        assert not made.is_error
+    assert [each.conversation.title for each in (await server.store.list_conversations("alice")).conversations] == [
+        "over SSE"
+    ]
+
+
+async def test_two_processes_on_one_database_behave_as_one(database_url: str) -> None:
+    async with serving(database_url) as one, serving(database_url) as other:
+        made = await one.post(call("tools/call", {"name": "create_conversation", "arguments": {"key": "k"}}))
+        found = await other.post(call("tools/call", {"name": "create_conversation", "arguments": {"key": "k"}}))
+        first, second = (answer.json()["result"]["structuredContent"] for answer in (made, found))
+        assert (first["created"], second["created"]) == (True, False)
+        assert first["conversation"]["id"] == second["conversation"]["id"]
+
+
+async def test_health_needs_no_known_host_and_readiness_tells_of_the_database(server: HttpServer) -> None:
+    for path, status in (("/healthz", "ok"), ("/readyz", "ready")):
+        answer = await server.request("GET", path, {"host": "10.0.0.7:8000"})
+        assert (answer.status, answer.json()) == (200, {"status": status})
+
+
+async def test_readiness_fails_without_a_schema_and_health_does_not(empty_database_url: str) -> None:
+    async with serving(empty_database_url) as server:
+        assert (await server.request("GET", "/healthz")).status == 200
+        answer = await server.request("GET", "/readyz")
+        assert (answer.status, answer.json()["code"]) == (503, "schema_out_of_date")
+
+
+# ---- the bad-input table: transport ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{x",
+        b'{"jsonrpc":"2.0",',
+        b"\xef\xbb\xbf" + json.dumps(LIST).encode(),
+        b'{"a":"\xff"}',
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+    ],
+    ids=["empty", "not JSON", "truncated", "byte order mark", "invalid UTF-8", "deep arrays", "deep objects"],
+)
+async def test_what_is_no_json_is_a_parse_error(
+    body: bytes, server: HttpServer, era_headers: dict[str, str | None]
+) -> None:
+    answer = await server.post(body, era_headers)
+    assert (answer.status, answer.json()["error"]["code"]) == (400, -32700)
+    assert (await server.post(LIST)).status == 200
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        [LIST],
+        1,
+        "text",
+        None,
+        True,
+        {},
+        {**LIST, "jsonrpc": "1.0"},
+        {**LIST, "method": 7},
+        {**LIST, "id": None},
+        {**LIST, "id": {}},
+        {**LIST, "id": [1]},
+        {**LIST, "id": True},
+        {**LIST, "id": 1.5},
+        {**LIST, "id": "x" * 10_000},
+        b'{"jsonrpc":"2.0","id":1e400,"method":"tools/list"}',
+    ],
+    ids=str,
+)
+async def test_what_is_no_single_message_is_an_invalid_request(
+    body: Any, server: HttpServer, era_headers: dict[str, str | None]
+) -> None:
+    answer = await server.post(body, era_headers)
+    assert (answer.status, answer.json()["error"]["code"]) == (400, -32600)
+    assert "x" * 50 not in answer.body.decode()
+
+
+@pytest.mark.parametrize("constant", [b"NaN", b"Infinity", b"1e999"])
+async def test_numbers_that_json_does_not_have_are_refused(constant: bytes, server: HttpServer) -> None:
+    body = json.dumps(call("tools/call", {"name": "load_history", "arguments": {"limit": "?"}})).encode()
+    answer = await server.post(body.replace(b'"?"', constant))
+    assert answer.status == 400 or answer.json()["result"]["structuredContent"]["error"]["code"] == "invalid_argument"
+
+
+async def test_an_unknown_method_is_said_to_be_one(server: HttpServer) -> None:
+    for method in ("nope", "TOOLS/LIST"):
+        older = await server.post(call(method))
+        assert older.json()["error"]["code"] == -32601
+        newest = await server.post(
+            call(method, {"_meta": META}), {"mcp-protocol-version": MODERN, "mcp-method": method}
+        )
+        assert (newest.status, newest.json()["error"]["code"]) == (404, -32601)
+
+
+async def test_headers_of_the_newest_revision_must_agree_with_the_body(server: HttpServer) -> None:
+    body = call("tools/list", {"_meta": META})
+    assert (await server.post(body, {"mcp-protocol-version": MODERN, "mcp-method": "tools/list"})).status == 200
+    for headers in ({"mcp-method": "tools/call"}, {"mcp-method": None}):
+        answer = await server.post(body, {"mcp-protocol-version": MODERN, **headers})
+        assert (answer.status, answer.json()["error"]["code"]) == (400, -32020)
+    without = await server.post(LIST, {"mcp-protocol-version": MODERN, "mcp-method": "tools/list"})
+    assert (without.status, without.json()["error"]["code"]) == (400, -32602)
+    unknown = call("tools/list", {"_meta": {**META, "io.modelcontextprotocol/protocolVersion": "2099-01-01"}})
+    answer = await server.post(unknown, {"mcp-protocol-version": "2099-01-01", "mcp-method": "tools/list"})
+    assert (answer.status, answer.json()["error"]["code"]) == (400, -32022)
+    assert MODERN in answer.json()["error"]["data"]["supported"]
+
+
+async def test_a_body_over_the_limit_is_refused_however_it_is_sent(
+    server: HttpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_guard, "BODY_BYTES", 1_000)
+    large = json.dumps(call("x" * 2_000)).encode()
+    assert (await server.post(large)).status == 413
+    head = "".join(f"{name}: {value}\r\n" for name, value in HEADERS.items())
+    chunk = f"{len(large):x}\r\n".encode() + large + b"\r\n0\r\n\r\n"
+    begin = f"POST /mcp HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n{head}\r\n".encode()
+    assert (await server.send(begin, chunk)).status == 413
+    assert (await server.post(LIST)).status == 200
+
+
+async def test_the_largest_batch_that_the_tools_allow_fits(server: HttpServer) -> None:
+    await server.store.create_conversation("alice")
+    messages = [{"role": "user", "content": "\U0001f600" * 10_000}] * 100
+    arguments = {"conversation_id": 1, "messages": messages}
+    answer = await server.post(call("tools/call", {"name": "append_messages", "arguments": arguments}))
+    assert answer.json()["result"]["structuredContent"]["last_seq"] == 100
+
+
+async def test_bodies_are_read_plain_and_as_json_only(server: HttpServer) -> None:
+    assert (await server.post(LIST, {"content-encoding": "gzip"})).status == 415
+    assert (await server.post(LIST, {"content-type": "text/plain"})).status in (400, 415)
+    assert (await server.post(LIST, {"content-type": None})).status in (400, 415)
+    assert (await server.post(LIST, {"accept": "text/html"})).status == 406
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH"])
+async def test_only_post_is_served_at_mcp(method: str, server: HttpServer, era_headers: dict[str, str | None]) -> None:
+    answer = await server.request(method, "/mcp", {**HEADERS, **era_headers})
+    assert (answer.status, answer.headers["allow"]) == (405, "POST")
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["http://evil.example", "null", "http://localhost.evil", "http://127.0.0.1@evil", "file://", "", "http://"],
+)
+async def test_a_page_of_somebody_else_is_refused(origin: str, server: HttpServer) -> None:
+    for path in ("/mcp", "/messages/?session_id=x"):
+        answer = await server.request("POST", path, {**HEADERS, "origin": origin}, json.dumps(LIST).encode())
+        assert answer.status == 403
+    assert (await server.request("GET", "/sse", {"origin": origin})).status == 403
+
+
+@pytest.mark.parametrize("origin", ["http://localhost", "http://localhost:3000", "http://127.0.0.1:1"])
+async def test_a_page_of_this_machine_is_served(origin: str, server: HttpServer) -> None:
+    assert (await server.post(LIST, {"origin": origin})).status == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["evil.example", "localhost.evil", "127.0.0.1:80@evil", "127.0.0.1:8000:1", "[::1", "localhost:x", ""],
+)
+async def test_a_name_that_is_not_known_is_refused(host: str, server: HttpServer) -> None:
+    assert (await server.post(LIST, {"host": host})).status == 421
+    assert (await server.request("GET", "/sse", {"host": host})).status == 421
+
+
+async def test_a_request_without_a_host_or_with_two_is_refused(server: HttpServer) -> None:
+    assert (await server.post(LIST, {"host": None})).status in (400, 421)
+    two = b"POST /mcp HTTP/1.1\r\nhost: localhost\r\nhost: evil\r\ncontent-length: 0\r\n\r\n"
+    assert (await server.send(two)).status in (400, 421)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"x: " + b"y" * 64_000 + b"\r\n",
+        b"".join(b"x%d: 1\r\n" % number for number in range(1_000)),
+        b"x: a\rb\r\n",
+        b"x y: 1\r\n",
+        b"content-length: 5\r\ncontent-length: 6\r\n",
+    ],
+    ids=["64 kB", "1,000 fields", "CR", "space in a name", "two lengths"],
+)
+async def test_an_unreasonable_head_is_refused(head: bytes, server: HttpServer) -> None:
+    answer = await server.send(b"POST /mcp HTTP/1.1\r\nhost: localhost\r\n" + head + b"\r\n")
+    assert answer.status in (400, 431)
+    assert (await server.post(LIST)).status == 200
+
+
+async def test_a_head_without_an_end_is_not_kept(server: HttpServer) -> None:
+    answer = await server.send(b"POST /mcp HTTP/1.1\r\nx: ", *[b"y" * 1_000] * 40)
+    assert answer.status in (400, 431)
+
+
+async def test_a_client_that_sends_slowly_is_not_waited_for(
+    server: HttpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_guard, "BODY_SECONDS", 0.3)
+    monkeypatch.setattr(http_protocol, "HEAD_SECONDS", 0.3)
+    slow = [b"x"] * 10
+    head = b"POST /mcp HTTP/1.1\r\nhost: localhost\r\n"
+    assert (await server.send(head, *slow, pause=0.1)).status == 408
+    assert (await server.send(head + b"content-length: 100\r\n\r\n", *slow, pause=0.1)).status == 408
+    assert (await server.post(LIST)).status == 200
+
+
+async def test_a_request_id_in_flight_twice_gets_each_its_own_answer(server: HttpServer) -> None:
+    for title in ("one", "two"):
+        await server.store.create_conversation("alice", title=title)
+    loads = [
+        call("tools/call", {"name": "load_history", "arguments": {"conversation_id": 1 + n % 2}}) for n in range(40)
+    ]
+    answers = await asyncio.gather(*(server.post(load) for load in loads))
+    titles = [answer.json()["result"]["structuredContent"]["conversation"]["title"] for answer in answers]
+    assert titles == ["one", "two"] * 20
+
+
+async def test_a_client_that_leaves_in_the_middle_of_a_write_has_written(server: HttpServer) -> None:
+    await server.store.create_conversation("alice")
+    body = json.dumps(
+        call(
+            "tools/call",
+            {"name": "append_message", "arguments": {"conversation_id": 1, "role": "user", "content": "x"}},
+        )
+    ).encode()
+    head = "".join(f"{name}: {value}\r\n" for name, value in HEADERS.items())
+    for _ in range(20):
+        _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(
+            f"POST /mcp HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n{head}\r\n".encode() + body
+        )
+        await writer.drain()
+        writer.close()
+    async with asyncio.timeout(PATIENCE):
+        while (await server.store.load_history("alice", 1)).conversation.message_count < 20:
+            await asyncio.sleep(0.01)
+
+
+# ---- limits ------------------------------------------------------------------------------------------------------------
+
+
+async def test_over_the_rate_a_call_is_told_when_to_come_again(database_url: str) -> None:
+    async with serving(database_url, rate=Rate(0.5, 3)) as server:
+        listed = call("tools/call", {"name": "list_conversations", "arguments": {}})
+        answers = [await server.post(listed) for _ in range(4)]
+        results = [answer.json()["result"] for answer in answers]
+        assert [result.get("isError", False) for result in results] == [False, False, False, True]
+        error = results[3]["structuredContent"]["error"]
+        assert (error["code"], error["status"], error["retryable"]) == ("rate_limited", 429, True)
+        assert 1 <= error["retry_after_seconds"] <= 2
+        assert answers[3].headers["retry-after"] == "2"
+        assert "retry-after" not in answers[0].headers
+        read = await server.post(call("resources/list"))
+        assert read.json()["error"]["data"]["code"] == "rate_limited"
+
+
+async def test_one_user_may_have_so_many_calls_in_flight_and_another_is_not_held_up() -> None:
+    user = "alice"
+
+    async def caller(ctx: Any) -> str:
+        return user
+
+    admission = Admission(caller, Rate(1_000, 100), in_flight=2)
+    context: Any = None
+    async with admission(context), admission(context):
+        with pytest.raises(RateLimited, match="2 calls of yours are running"):
+            async with admission(context):
+                pass
+        user = "bob"
+        async with admission(context):
+            pass
+    user = "alice"
+    async with admission(context):
+        pass
+
+
+# ---- the process -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def program(database_url: str, tmp_path: Path) -> Any:
+    def start(*words: str, **environment: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [Path(sys.executable).with_name("chatledger"), "serve", *words],
+            env={"PATH": os.environ["PATH"], "HOME": str(tmp_path), "CHATLEDGER_DATABASE_URL": database_url}
+            | {f"CHATLEDGER_{name}": value for name, value in environment.items()},
+            cwd=tmp_path,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
+
+
+@pytest.mark.parametrize("transport", ["http", "sse"])
+async def test_the_command_says_where_it_serves_and_stops_when_told_to(transport: str, program: Any) -> None:
+    process = program("--transport", transport, "--port", "0")
+    try:
+        told = await asyncio.wait_for(asyncio.to_thread(process.stderr.readline), PATIENCE)
+        found = re.findall(r"http://127\.0\.0\.1:\d+/\w+", told)
+        assert [url.rsplit("/", 1)[1] for url in found] == (["mcp", "sse"] if transport == "http" else ["sse", "mcp"])
+        async with sse_client(next(url for url in found if url.endswith("sse"))) as streams:
+            async with ClientSession(*streams) as session:
+                await session.initialize()
+                assert not (await session.call_tool("create_conversation", {})).is_error
+                process.send_signal(signal.SIGTERM)
+                code = await asyncio.wait_for(asyncio.to_thread(process.wait), PATIENCE)
+        assert code == 0
+        err = process.stderr.read()
+        assert "stopping: 1 requests in flight" in err
+        assert err.endswith("chatledger: stopped\n")
+        assert "Traceback" not in err
+        assert process.stdout.read() == ""
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("words", "settings", "told"),
+    [
+        (["--host", "0.0.0.0"], {}, "without authentication only loopback addresses are served"),
+        (["--host", "10.255.255.1"], {"AUTH_SECRET": "s" * 40}, "cannot be served"),
+        (["--host", "0.0.0.0", "--port", "0"], {"AUTH_SECRET": "s" * 40}, "CHATLEDGER_PUBLIC_URL"),
+        (["--port", "70000"], {}, "cannot be served"),
+    ],
+)
+def test_an_address_that_must_not_or_cannot_be_served_is_refused(
+    words: list[str], settings: dict[str, str], told: str, program: Any
+) -> None:
+    process = program("--transport", "http", *words, **settings)
+    out, err = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, out) == (2, "")
+    assert told in err
+    assert "Traceback" not in err
+    assert "ssss" not in err
