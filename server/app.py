@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from importlib.metadata import version
 from typing import Any, Final, TypeVar
 
@@ -32,6 +32,7 @@ from chatledger.server.admission import Admission, Rate
 from chatledger.server.auth.scopes import refuse_beyond_scopes
 from chatledger.server.completions import Completions
 from chatledger.server.identity import Caller
+from chatledger.server.observing import Call, Observers
 from chatledger.server.prompts import ConversationPrompts
 from chatledger.server.resources import ConversationResources
 from chatledger.server.schemas import MessageIn
@@ -64,11 +65,27 @@ class LedgerServer(MCPServer[Any]):
 
     admission: Admission | None = None
     """What each call must pass first."""
+    caller: Caller | None = None
+    observers: Observers
+    """Who is told of each call that has ended."""
 
     async def call_tool(
         self, name: str, arguments: dict[str, Any], context: Context[Any, Any] | None = None
     ) -> CallToolResult | InputRequiredResult:
         """Call a tool; every failure but a protocol error is a result. An argument that is null counts as left out."""
+        async with self._observed("tools/call", context, tool=name) as call:
+            result = await self._call_tool(name, arguments, context)
+            if isinstance(result, CallToolResult) and result.is_error:
+                call.code = (result.structured_content or {}).get("error", {}).get("code", "error")
+            elif name == "append_message":
+                call.messages = 1
+            elif name == "append_messages":
+                call.messages = len(arguments["messages"])
+            return result
+
+    async def _call_tool(
+        self, name: str, arguments: dict[str, Any], context: Context[Any, Any] | None
+    ) -> CallToolResult | InputRequiredResult:
         arguments = {argument: value for argument, value in arguments.items() if value is not None}
         try:
             # Each statement has a deadline of its own; a call that needs a second one must not take twice as long.
@@ -105,17 +122,18 @@ class LedgerServer(MCPServer[Any]):
                 named["uri"] = params.uri.encode(errors="backslashreplace").decode()
             if isinstance(params, PaginatedRequestParams) and params.cursor is not None:
                 raise errors.protocol_error("invalid_cursor", "this list has one page, so no cursor belongs to it")
-            try:
-                context = Context[Any, Any](request_context=request, mcp_server=self)
-                async with asyncio.timeout(CALL_SECONDS), self._admitted(context):
-                    return await handle(context, params)
-            except MCPError:
-                raise
-            except TimeoutError:
-                failure: Exception = Unavailable("the call took too long and was ended; try again shortly")
-            except Exception as exc:  # noqa: BLE001  # whatever it is, its text must not reach the client
-                failure = exc
-            raise errors.request_failure(failure, method, **named) from None
+            context = Context[Any, Any](request_context=request, mcp_server=self)
+            async with self._observed(method, context):
+                try:
+                    async with asyncio.timeout(CALL_SECONDS), self._admitted(context):
+                        return await handle(context, params)
+                except MCPError:
+                    raise
+                except TimeoutError:
+                    failure: Exception = Unavailable("the call took too long and was ended; try again shortly")
+                except Exception as exc:  # noqa: BLE001  # whatever it is, its text must not reach the client
+                    failure = exc
+                raise errors.request_failure(failure, method, **named) from None
 
         self._lowlevel_server.add_request_handler(method, kind, answered)  # no public way; the tests of each hold it
 
@@ -127,6 +145,24 @@ class LedgerServer(MCPServer[Any]):
         """Serve one connection of a transport that brings messages as a pair of streams."""
         lowlevel = self._lowlevel_server
         await lowlevel.run(read, write, lowlevel.create_initialization_options())
+
+    @asynccontextmanager
+    async def _observed(
+        self, method: str, context: Context[Any, Any] | None, *, tool: str | None = None
+    ) -> AsyncIterator[Call]:
+        call = Call(method, tool)
+        try:
+            yield call
+        except MCPError as exc:
+            data = exc.error.data if isinstance(exc.error.data, dict) else {}
+            call.code = data.get("code", str(exc.error.code))
+            raise
+        finally:
+            if self.observers:
+                if self.caller is not None and context is not None:
+                    with suppress(MCPError):
+                        call.user_id = await self.caller(context)
+                await self.observers.tell(call)
 
     def _admitted(self, context: Context[Any, Any] | None) -> AbstractAsyncContextManager[None]:
         return nullcontext() if context is None or self.admission is None else self.admission(context)
@@ -152,7 +188,7 @@ def make_server(
         cache_hints={"resources/list": _PRIVATE, "resources/read": _PRIVATE},
         subscriptions=False,  # nothing is published yet, so nothing must be announced that clients would wait for
     )
-    server.admission = Admission(caller, rate)
+    server.admission, server.caller, server.observers = Admission(caller, rate), caller, Observers()
     resources, prompts = ConversationResources(store, caller), ConversationPrompts(store, caller)
     server.answer("tools/list", PaginatedRequestParams, server.page_of_tools)
     server.answer("resources/list", PaginatedRequestParams, resources.list_latest)

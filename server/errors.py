@@ -39,9 +39,6 @@ _RETRYABLE = {"unavailable", "rate_limited"}
 
 def refusal(code: str, message: str, **details: Any) -> CallToolResult:
     """A failed call, in the contract's form."""
-    noted = RETRY_AFTER.get()
-    if noted is not None and "retry_after_seconds" in details:
-        noted.append(details["retry_after_seconds"])
     return CallToolResult(
         content=[TextContent(type="text", text=f"{code}: {message}")],
         structured_content={"error": _error(code, message, details)},
@@ -56,6 +53,9 @@ def protocol_error(code: str, message: str, **details: Any) -> MCPError:
 
 
 def _error(code: str, message: str, details: dict[str, Any]) -> dict[str, Any]:
+    noted = RETRY_AFTER.get()
+    if noted is not None and "retry_after_seconds" in details:
+        noted.append(details["retry_after_seconds"])
     return {"code": code, "status": STATUS[code], "message": message, "retryable": code in _RETRYABLE, **details}
 
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 import uvicorn
 from mcp.server.sse import SseServerTransport
 from mcp.server.transport_security import TransportSecuritySettings
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
@@ -28,10 +28,10 @@ from chatledger.server.app import LedgerServer
 from chatledger.server.auth.resource_server import ResourceServer
 from chatledger.server.http_guard import BODY_BYTES, Guard
 from chatledger.server.http_protocol import connection_options
+from chatledger.server.observing import request_id
 from chatledger.storage.errors import StorageError
 
 STOP_SECONDS: Final = 8  # calls in flight may take so long after SIGTERM; orchestrators wait 10 to 30 before SIGKILL
-HEALTH_PATHS: Final = ("/healthz", "/readyz")
 # The guard stands in front of every route, more strictly; left to itself, the SDK's is on for local hosts only.
 _GUARDED: Final = TransportSecuritySettings(enable_dns_rebinding_protection=False)
 
@@ -46,11 +46,12 @@ def make_app(
     hosts: Iterable[str],
     origins: Iterable[str],
     auth: ResourceServer | None = None,
+    open_routes: Iterable[Route] = (),
 ) -> ASGIApp:
     """The application: `/mcp`, `/sse`, `/messages/`, `/healthz`, `/readyz`.
 
     With `auth`, the first three need a token, and its metadata is served. `/healthz` says that the process answers,
-    `/readyz` that its database does.
+    `/readyz` that its database does. `open_routes` are served to any Host and without a token, as these two are.
     """
     app = server.streamable_http_app(
         streamable_http_path="/mcp",
@@ -75,12 +76,14 @@ def make_app(
             return JSONResponse({"status": "unavailable", "code": exc.code, "message": exc.message}, 503)
         return JSONResponse({"status": "ready"})
 
-    app.router.routes += [Route("/healthz", healthz), Route("/readyz", readyz)]
+    opened = [Route("/healthz", healthz), Route("/readyz", readyz), *open_routes]
+    app.router.routes += opened
+    open_paths = [route.path for route in opened]
     inner: ASGIApp = app
     if auth is not None:
         app.router.routes += auth.routes()
-        inner = auth.protect(app, open_paths=HEALTH_PATHS, body_bytes=BODY_BYTES)
-    return Guard(_with_retry_after(inner), hosts=hosts, origins=origins, open_paths=HEALTH_PATHS)
+        inner = auth.protect(app, open_paths=open_paths, body_bytes=BODY_BYTES)
+    return Guard(_with_headers(inner), hosts=hosts, origins=origins, open_paths=open_paths)
 
 
 class _SseStream:
@@ -103,8 +106,8 @@ class _SseStream:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def _with_retry_after(app: ASGIApp) -> ASGIApp:
-    """What a refusal inside says about repeating the call, in the header that proxies and clients look at."""
+def _with_headers(app: ASGIApp) -> ASGIApp:
+    """The request's id, and what a refusal inside says about repeating the call, where proxies and clients look."""
 
     async def noting(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -113,12 +116,16 @@ def _with_retry_after(app: ASGIApp) -> ASGIApp:
         noted: list[float] = []
         errors.RETRY_AFTER.set(noted)
 
-        async def with_header(message: Message) -> None:
-            if noted and message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["retry-after"] = str(math.ceil(noted[0]))
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = known
+                if noted:
+                    headers["retry-after"] = str(math.ceil(noted[0]))
             await send(message)
 
-        await app(scope, receive, with_header)
+        with request_id(Headers(scope=scope).get("x-request-id")) as known:
+            await app(scope, receive, with_headers)
 
     return noting
 
@@ -143,7 +150,7 @@ class _Server(uvicorn.Server):
         running = len(self.server_state.tasks)
         _say(f"stopping: {running} requests in flight, at most {STOP_SECONDS} s" if running else "stopping")
         await super().shutdown(sockets)
-        self._captured_signals.clear()  # it would raise them again, and a stop that was asked for would look like a crash
+        self._captured_signals.clear()  # raised again, they would make a stop that was asked for look like a crash
         _say("stopped")
 
 

@@ -47,7 +47,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        super().on_header(name, value)
+        super().on_header(name, value.strip(b" \t"))  # RFC 9110, 5.5; the parser leaves what trails
         self._fields_bytes += len(name) + len(value)
         if len(self.headers) > HEAD_FIELDS or self._fields_bytes > HEAD_BYTES:
             raise ValueError("the head is too large")  # the parser stops, and the answer is 400

@@ -7,9 +7,17 @@ import contextlib
 import ipaddress
 import os
 import socket
+import sys
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from chatledger.server.settings import Settings, SettingsError
+
+if TYPE_CHECKING:
+    from starlette.routing import Route
+
+    from chatledger.server.app import LedgerServer
+    from chatledger.storage.store import ConversationStore
 
 # Imports of the protocol stand inside the functions: the database starts while they run.
 
@@ -60,6 +68,7 @@ async def over_http(settings: Settings, toolset: str, *, host: str, port: int, s
         from chatledger.server.http import make_app, serve_http
         from chatledger.server.http_guard import LOOPBACK
         from chatledger.server.identity import loopback_user, verified_user
+        from chatledger.server.observing import CallLog
 
         caller = loopback_user(settings.user_id) if rules is None else verified_user()
         server = make_server(store, caller, toolset=toolset, rate=settings.rate)
@@ -70,15 +79,32 @@ async def over_http(settings: Settings, toolset: str, *, host: str, port: int, s
             public = f"http://{host if ':' not in host else f'[{host}]'}:{listener.getsockname()[1]}"
         address = urlsplit(public)
         hosts, origins = {*LOOPBACK, address.netloc}, {f"http://{name}" for name in LOOPBACK}
+        metrics = _metrics(server, store)
         app = make_app(
             server,
+            open_routes=[] if metrics is None else [metrics],
             ready=store.ping,
             hosts=hosts | set(settings.allowed_hosts),
             origins=origins | {f"{address.scheme}://{address.netloc}"} | set(settings.allowed_origins),
             auth=None if rules is None else ResourceServer(rules, store, public_url=public),
         )
+        server.observers.add(CallLog(store.database.cursor_secret, _log))
         store.start()
         await serve_http(app, listener, sse_first=sse_first)
+
+
+def _metrics(server: LedgerServer, store: ConversationStore) -> Route | None:
+    try:
+        from chatledger.server.metrics import Metrics
+    except ModuleNotFoundError:  # the extra is not installed
+        return None
+    metrics = Metrics(store)
+    server.observers.add(metrics)
+    return metrics.route()
+
+
+def _log(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _is_loopback(host: str) -> bool:

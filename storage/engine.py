@@ -146,6 +146,13 @@ class Database:
         task.add_done_callback(self._written)
         return await asyncio.shield(task)
 
+    def connections(self) -> tuple[int, int]:
+        """How many connections of this process calls hold at this moment, and how many wait for calls."""
+        if self._opening is None or not self._opening.done() or self._opening.cancelled() or self._opening.exception():
+            return 0, 0
+        pool: Any = self._opening.result().engine.pool
+        return pool.checkedout(), pool.checkedin()
+
     @contextlib.asynccontextmanager
     async def transaction(self, *, snapshot: bool = False) -> AsyncIterator[Transaction]:
         """Several statements as one atomic step, without a deadline: for bulk work, never for a call of a tool.

@@ -89,9 +89,11 @@ async def serving(url: str, *, caller: Caller | None = None, **how: Any) -> Asyn
     """The server over a store at this database, until the block ends."""
     listener = socket.create_server(("127.0.0.1", 0))
     port = int(listener.getsockname()[1])
-    rate = how.pop("rate", None)
+    rate, observing = how.pop("rate", None), how.pop("observing", None)
     async with ConversationStore.at(url) as store:
         server = make_server(store, caller or loopback_user("alice"), rate=rate)
+        if observing is not None:
+            how["open_routes"] = observing(server, store)
         how = {"hosts": LOOPBACK, "origins": [f"http://{name}" for name in LOOPBACK]} | how
         app = make_app(server, ready=store.ping, **how)
         running = asyncio.create_task(serve_http(app, listener))
