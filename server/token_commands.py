@@ -69,7 +69,7 @@ def _moment(text: str) -> datetime:
             moment = now + int(counted[1]) * _UNITS[counted[2]]
         else:
             moment = datetime.fromisoformat(text)
-            moment = moment.replace(tzinfo=moment.tzinfo or UTC)
+            moment = moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC)
     except (ValueError, OverflowError):
         raise argparse.ArgumentTypeError("must be like 30m, 12h, 90d or 2030-01-31") from None
     if moment <= now:

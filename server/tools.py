@@ -202,6 +202,43 @@ class ConversationTools:
         )
         return _answer(schemas.page_view(page))
 
+    async def search_messages(
+        self,
+        ctx: Ctx,
+        query: Annotated[
+            str,
+            says(
+                'Words that must all be there, "phrases", -exclusions; any script, parts of words and code too.',
+                minLength=1,
+                maxLength=limits.SEARCH_QUERY_CHARS,
+            ),
+        ],
+        conversation_id: ConversationId = ABSENT,
+        role: Literal["user", "assistant", "system", "tool"] | None = None,
+        created_after: Time = ABSENT,
+        created_before: Time = ABSENT,
+        limit: Annotated[int, says("At most so many hits.", minimum=1, maximum=limits.SEARCH_MESSAGES)] = (
+            limits.SEARCH_MESSAGES_DEFAULT
+        ),
+        cursor: Cursor = ABSENT,
+    ) -> CallToolResult:
+        """Find messages by what was said in them, newest first, in all conversations or in one.
+
+        Each hit names its conversation and seq, with a snippet around the first match: load_history with
+        after_seq = seq - 1 shows it whole. While there is a next_cursor, more may follow.
+        """
+        page = await self._store.search_messages(
+            await self._caller(ctx),
+            query,
+            conversation=None if conversation_id is ABSENT else schemas.conversation_ref(conversation_id),
+            role=role,
+            created_after=schemas.moment("created_after", given(created_after)),
+            created_before=schemas.moment("created_before", given(created_before)),
+            limit=limit,
+            cursor=given(cursor),
+        )
+        return _answer(schemas.search_view(page))
+
     async def update_conversation(
         self,
         ctx: Ctx,
@@ -264,6 +301,7 @@ ANNOTATIONS: Final = {
     "append_messages": _hints("Append several messages"),
     "load_history": _hints("Load history", reads=True, repeatable=True),
     "list_conversations": _hints("List conversations", reads=True, repeatable=True),
+    "search_messages": _hints("Search messages", reads=True, repeatable=True),
     "update_conversation": _hints("Update a conversation", repeatable=True),
     "fork_conversation": _hints("Fork a conversation"),
     "delete_conversation": _hints("Delete a conversation", destroys=True, repeatable=True),

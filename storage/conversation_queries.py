@@ -186,4 +186,17 @@ def list_conversations(
     return Query(_LIST.replace("{filters}", filters), tuple(args))
 
 
+_NUMBERS = """
+SELECT user_id, number FROM chatledger.conversations
+ WHERE user_id = $1 AND archived_at IS NULL AND (number::text LIKE $2::text || '%' OR title ILIKE '%' || $2 || '%')
+ ORDER BY updated_at DESC, id DESC
+ LIMIT $3::bigint
+"""
+
+
+def list_numbers(user_id: str, typed: str, limit: int) -> Query:
+    """Numbers that begin with `typed`, or whose conversation has it in its title. Index: conversations_recent."""
+    return Query(_NUMBERS, (user_id, typed.translate(_LIKE_ESCAPES), limit))
+
+
 _LIKE_ESCAPES = str.maketrans({"%": r"\%", "_": r"\_", "\\": r"\\"})

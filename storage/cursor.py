@@ -12,8 +12,9 @@ import hashlib
 import hmac
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any, Final
 from uuid import UUID
 
 from chatledger.storage.errors import InvalidCursor
@@ -21,17 +22,21 @@ from chatledger.storage.errors import InvalidCursor
 _VERSION = b"1"
 _SEAL = 16  # bytes: 128 bits, more than can be guessed over a network
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_SIZES: Final = {datetime: 8, UUID: 16, int: 8}
+LISTED: Final = (datetime, UUID)
+"""The kinds of value that make the place in a list of conversations."""
 
 
-def seal(secret: bytes, user_id: str, query: Mapping[str, object], place: tuple[datetime, UUID]) -> str:
-    """A cursor for the entries after `place`: 56 characters of base64url. `query` names the list and its filters."""
-    microseconds = (place[0] - _EPOCH) // timedelta(microseconds=1)
-    body = _VERSION + struct.pack(">q", microseconds) + place[1].bytes
+def seal(secret: bytes, user_id: str, query: Mapping[str, object], place: Sequence[datetime | UUID | int]) -> str:
+    """A cursor for the entries after `place`: base64url, 55 characters for a list. `query` names it and its filters."""
+    body = _VERSION + b"".join(map(_bytes, place))
     return base64.urlsafe_b64encode(_tag(secret, user_id, query, body) + body).rstrip(b"=").decode()
 
 
-def open_sealed(secret: bytes, user_id: str, query: Mapping[str, object], cursor: str) -> tuple[datetime, UUID]:
-    """The place that `seal` put in.
+def open_sealed(
+    secret: bytes, user_id: str, query: Mapping[str, object], cursor: str, kinds: Sequence[type] = LISTED
+) -> tuple[Any, ...]:
+    """The place that `seal` put in, made of values of these kinds.
 
     Raises:
         InvalidCursor: it was not made by `seal` with this secret for this user and this query.
@@ -41,12 +46,29 @@ def open_sealed(secret: bytes, user_id: str, query: Mapping[str, object], cursor
     except (binascii.Error, ValueError):
         raise InvalidCursor from None
     tag, body = raw[:_SEAL], raw[_SEAL:]
-    if len(body) != 25 or not hmac.compare_digest(tag, _tag(secret, user_id, query, body)):
+    length = len(_VERSION) + sum(_SIZES[kind] for kind in kinds)
+    if len(body) != length or not hmac.compare_digest(tag, _tag(secret, user_id, query, body)):
         raise InvalidCursor
     if base64.urlsafe_b64encode(raw).rstrip(b"=").decode() != cursor:  # other spellings of the same bytes
         raise InvalidCursor
-    (microseconds,) = struct.unpack(">q", body[1:9])
-    return _EPOCH + timedelta(microseconds=microseconds), UUID(bytes=body[9:])
+    place, at = [], len(_VERSION)
+    for kind in kinds:
+        place.append(_value(kind, body[at : at + _SIZES[kind]]))
+        at += _SIZES[kind]
+    return tuple(place)
+
+
+def _bytes(value: datetime | UUID | int) -> bytes:
+    if isinstance(value, UUID):
+        return value.bytes
+    return struct.pack(">q", (value - _EPOCH) // timedelta(microseconds=1) if isinstance(value, datetime) else value)
+
+
+def _value(kind: type, packed: bytes) -> datetime | UUID | int:
+    if kind is UUID:
+        return UUID(bytes=packed)
+    number: int = struct.unpack(">q", packed)[0]
+    return _EPOCH + timedelta(microseconds=number) if kind is datetime else number
 
 
 def _tag(secret: bytes, user_id: str, query: Mapping[str, object], body: bytes) -> bytes:

@@ -16,8 +16,18 @@ SELECT current_setting('server_version') AS version, current_setting('server_ver
        current_setting('fsync') = 'on' AS fsync, current_setting('synchronous_commit') <> 'off' AS synchronous_commit,
        current_setting('server_encoding') AS encoding, pg_is_in_recovery() AS replica,
        has_schema_privilege('pg_catalog', 'usage') AS reachable,
-       (SELECT rolsuper OR rolbypassrls FROM pg_roles WHERE rolname = current_user) AS mighty
+       (SELECT rolsuper OR rolbypassrls FROM pg_roles WHERE rolname = current_user) AS mighty,
+       (SELECT array_agg(wanted) FROM unnest($1::text[]) wanted
+         WHERE NOT EXISTS (SELECT FROM pg_extension WHERE extname = wanted)) AS missing,
+       (SELECT array_agg(wanted) FROM unnest($1::text[]) wanted
+         WHERE NOT EXISTS (SELECT FROM pg_available_extensions WHERE name = wanted)) AS unavailable,
+       has_database_privilege(current_database(), 'CREATE') AS may_create, lower('Ä') = 'ä' AS cased,
+       (SELECT quote_ident(nspname) FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace
+         WHERE e.extname = 'pg_trgm') AS trigrams_at
 """
+EXTENSIONS = ("btree_gin", "pg_trgm")  # what the migrations create, and search needs
+# In locale C no letter beyond ASCII is one: search would look at every message of a user, and find neither case of Ä.
+_LETTERS = "SELECT show_trgm('日本語') <> '{}'"
 
 
 class Problem(NamedTuple):
@@ -49,7 +59,7 @@ async def diagnose(source: DatabaseSource, where: str) -> Diagnosis:
         return Diagnosis(where, None, None, [Problem(exc.message, "set CHATLEDGER_DATABASE_URL to a Postgres")], [])
     remarks += _about_connection(target)
     try:
-        facts, state = await _ask(target)
+        facts, letters, state = await _ask(target)
     except StorageError as exc:
         mend = (
             "check the URL, that the server runs, and the network between" if exc.code == "unavailable" else "see above"
@@ -69,6 +79,7 @@ async def diagnose(source: DatabaseSource, where: str) -> Diagnosis:
         problems.append(
             Problem("synchronous_commit is off: a crash can lose what was acknowledged", "set synchronous_commit = on")
         )
+    problems += _about_search(facts, letters, state)
     if facts["mighty"] and not source.migrates_itself:
         remarks.append("the role in the URL is a superuser or bypasses row security; a role of its own would do")
     if not source.migrates_itself:
@@ -80,6 +91,23 @@ async def diagnose(source: DatabaseSource, where: str) -> Diagnosis:
     return Diagnosis(where, facts["version"], state.revision, problems, remarks)
 
 
+def _about_search(facts: Any, letters: bool, state: schema.SchemaState) -> list[Problem]:
+    """What keeps search from working or from being fast; a missing extension that `migrate` will create is neither."""
+    problems = []
+    for name in facts["missing"] or ():
+        if name in (facts["unavailable"] or ()):
+            mend = "install the contrib modules on its host (postgresql-contrib in most distributions)"
+            problems.append(Problem(f"this Postgres has no extension {name}, which search needs", mend))
+        elif state.revision is not None or not facts["may_create"]:
+            mend = f"let the database's owner or an administrator run CREATE EXTENSION {name} in it"
+            problems.append(Problem(f"the extension {name}, which search needs, is missing", mend))
+    if not letters:
+        what = "the database's locale knows no letters beyond ASCII, so search in other scripts is slow or finds less"
+        mend = "dump it, create it with TEMPLATE template0 LOCALE 'C.UTF-8' (or another in UTF-8), and restore"
+        problems.append(Problem(what, mend))
+    return problems
+
+
 def _about_connection(target: DatabaseTarget) -> list[str]:
     remarks = []
     if target.neon:
@@ -89,7 +117,8 @@ def _about_connection(target: DatabaseTarget) -> list[str]:
     return remarks
 
 
-async def _ask(target: DatabaseTarget) -> tuple[Any, schema.SchemaState]:
+async def _ask(target: DatabaseTarget) -> tuple[Any, bool, schema.SchemaState]:
+    """The facts, whether letters are known as such, the schema."""
     import asyncpg
 
     place = target.url.translate_connect_args(username="user") | dict(target.url.query)
@@ -98,7 +127,13 @@ async def _ask(target: DatabaseTarget) -> tuple[Any, schema.SchemaState]:
     except Exception as exc:
         raise unreachable(exc) from exc
     try:
-        return await connection.fetchrow(_FACTS), await schema.read_state(connection)
+        facts = await connection.fetchrow(_FACTS, EXTENSIONS)
+        letters = facts["cased"]
+        if facts["trigrams_at"]:
+            async with connection.transaction():  # a name without its schema is found by a path of this step only
+                await connection.execute("SELECT set_config('search_path', $1, true)", facts["trigrams_at"])
+                letters = letters and await connection.fetchval(_LETTERS)
+        return facts, letters, await schema.read_state(connection)
     except Exception as exc:
         raise translate(exc) from exc
     finally:

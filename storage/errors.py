@@ -163,6 +163,16 @@ _REFUSED_LOGIN = {
     "3D000": "the database named in the URL does not exist",
     "42501": "the database role in the URL lacks a privilege on schema chatledger",
 }
+_EXTENSION = {  # raised by the migrations with the extension's name
+    "CL001": (
+        "this Postgres has no extension {name}, which search needs; install the contrib modules on its host "
+        "(postgresql-contrib in most distributions), then run `chatledger migrate` again"
+    ),
+    "CL002": (
+        "the role in the URL may not create the extension {name}, which search needs; let the database's owner or an "
+        "administrator run `CREATE EXTENSION {name}` in it, then run `chatledger migrate` again"
+    ),
+}
 _SIZES = {
     "conversations_metadata_size": ("metadata", limits.METADATA_BYTES),
     "messages_metadata_size": ("metadata", limits.METADATA_BYTES),
@@ -209,6 +219,8 @@ def translate(exc: BaseException) -> StorageError:
             return UniqueViolation("the database refused a second row with the same key")
         if sized := _SIZES.get(constraint):
             return TooLarge(f"{sized[0]} is over its limit of {sized[1]:,} bytes of JSON", limit=sized[1])
+        if reason := _EXTENSION.get(state):
+            return SchemaOutOfDate(reason.format(name=constraint))
         if reason := _BUSY.get(state):
             return Unavailable(f"{reason}; try again shortly")
         if reason := _REFUSED_LOGIN.get(state):

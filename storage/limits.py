@@ -12,6 +12,7 @@ CLIENT_MESSAGE_ID_CHARS = 128  # the contract, for the same reason
 USER_ID_CHARS = 255  # OpenID Connect Core, 2: a subject identifier has at most 255 characters
 TOOL_CALL_ID_CHARS = 256  # chosen: the ids of the providers have up to 64
 NAME_CHARS = 128  # the longest tool name that MCP recommends (specification 2025-11-25, tools)
+TOKEN_NAME_CHARS = 100  # chosen: a line of a list
 
 METADATA_BYTES = 16 * 1024  # the contract
 TOOL_CALLS_BYTES = 256 * 1024  # chosen: a call that writes a whole source file fits
@@ -28,6 +29,10 @@ HISTORY_TOKENS = 200_000  # the contract
 HISTORY_TOKENS_DEFAULT = 8_000  # the contract
 LIST_CONVERSATIONS = 100  # the contract
 LIST_CONVERSATIONS_DEFAULT = 20  # the contract
+SEARCH_MESSAGES = 50  # the contract
+SEARCH_MESSAGES_DEFAULT = 10  # the contract
+SEARCH_QUERY_CHARS = 512  # the contract
+SEARCH_TERMS = 32  # the bad-input table; as many regular expressions as Postgres keeps compiled
 
 # The database's own limits, for what does not come through a tool: an import, or a program of the host.
 STORED_CONTENT_CHARS = 1_000_000  # the contract

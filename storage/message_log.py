@@ -155,6 +155,22 @@ class MessageLog:
             conversation, after, before = found.head["id"], cut.first - 1, cut.last + 1
             whole = cut.step == "fetch whole"
 
+    async def load_message(self, user_id: str, conversation: ConversationRef, seq: int) -> Message:
+        """One message in full, however large, without the rest of its tool exchange.
+
+        Raises:
+            ConversationUnavailable: the conversation, or the message in it, is not there or not the user's.
+            InvalidArgument: `seq` is not 1 or more.
+        """
+        check_user(user_id)
+        check_range("seq", seq, 1, limits.LAST_SEQ)
+        found = rows.owned(user_id, await self.database.read(message_queries.load_message(user_id, conversation, seq)))
+        if not found:
+            raise ConversationUnavailable(
+                "there is no such message in a conversation of yours; load_history shows those that there are"
+            )
+        return rows.whole_message(found[0])
+
     async def add_message(
         self, user_id: str, conversation: ConversationRef, role: str, content: str, **fields: Any
     ) -> Receipt:

@@ -188,3 +188,13 @@ def load_history(
     Index: messages_pkey; conversations_recent for the latest.
     """
     return at(_history(forward, full), user_id, ref, after_seq, before_seq, limit, max_tokens)
+
+
+_ONE = f"""
+SELECT {MESSAGE} FROM chatledger.messages WHERE user_id = $1 AND conversation_id = {{target}} AND seq = $3::bigint
+"""
+
+
+def load_message(user_id: str, ref: ConversationRef, seq: int) -> Query:
+    """One message, or no row. Index: messages_pkey."""
+    return at(_ONE, user_id, ref, seq)

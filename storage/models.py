@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Final
 from uuid import UUID
 
 from sqlalchemy import (
+    ARRAY,
     BigInteger,
     CheckConstraint,
     Column,
@@ -24,6 +25,7 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     Uuid,
+    literal_column,
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
@@ -31,6 +33,7 @@ from sqlmodel import Field, SQLModel
 
 from chatledger.storage import limits
 from chatledger.storage.records import ROLES
+from chatledger.storage.search_text import INDEXED
 
 SCHEMA: Final = "chatledger"
 metadata: Final = MetaData(schema=SCHEMA)
@@ -156,6 +159,22 @@ class Message(_Table, table=True):
             unique=True,
             postgresql_where=text("client_message_id IS NOT NULL"),
         ),
+        # One user's messages of all conversations, in the order in which search gives them.
+        Index(
+            "messages_recent",
+            "user_id",
+            text("created_at DESC"),
+            text("conversation_id DESC"),
+            text("seq DESC"),
+        ),
+        # Led by the user through btree_gin: the rows of all others are left out before they are fetched.
+        Index(
+            "messages_search",
+            "user_id",
+            literal_column(INDEXED).label("indexed"),
+            postgresql_using="gin",
+            postgresql_ops={"indexed": "gin_trgm_ops"},
+        ),
         {"schema": SCHEMA},
     )
 
@@ -172,6 +191,30 @@ class Message(_Table, table=True):
     metadata_: dict[str, Any] | None = Field(sa_column=Column("metadata", JSONB))
     client_message_id: str | None = Field(sa_column=Column(Text))
     created_at: datetime = Field(sa_column=_time())
+
+
+class ApiToken(_Table, table=True):
+    """An access token made on the command line: its hash, whose it is and what it may do."""
+
+    __tablename__: ClassVar[Any] = "api_tokens"  # SQLModel declares it as a function
+    __table_args__ = (
+        PrimaryKeyConstraint("user_id", "id", name="api_tokens_pkey"),
+        ForeignKeyConstraint(["user_id"], [f"{SCHEMA}.users.id"], name="api_tokens_user", ondelete="CASCADE"),
+        CheckConstraint("octet_length(hash) = 32", name="api_tokens_hash_length"),
+        CheckConstraint(f"char_length(name) BETWEEN 1 AND {limits.TOKEN_NAME_CHARS}", name="api_tokens_name_length"),
+        # By what a token says of itself; whose it is, this index tells. Not unique: keys lead with the user.
+        Index("api_tokens_id", "id", "user_id"),
+        {"schema": SCHEMA},
+    )
+
+    user_id: str = Field(sa_column=Column(Text, nullable=False))
+    id: str = Field(sa_column=Column(Text, nullable=False))
+    hash: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    name: str | None = Field(sa_column=Column(Text))
+    scopes: list[str] = Field(sa_column=Column(ARRAY(Text), nullable=False))
+    created_at: datetime = Field(sa_column=_time())
+    expires_at: datetime | None = Field(sa_column=Column(DateTime(timezone=True)))
+    last_used_at: datetime | None = Field(sa_column=Column(DateTime(timezone=True)))
 
 
 class SigningKey(_Table, table=True):

@@ -117,6 +117,27 @@ class HistoryWindow:
 
 
 @dataclass(frozen=True, slots=True)
+class Hit:
+    """A message that a search found, with the part of its text that shows why; `title` is its conversation's."""
+
+    conversation_id: UUID
+    number: int
+    title: str | None
+    seq: int
+    role: Role
+    created_at: datetime
+    snippet: str
+
+
+@dataclass(frozen=True, slots=True)
+class SearchPage:
+    """One page of what a search found, best first. `next_cursor` is None on the last page."""
+
+    hits: list[Hit]
+    next_cursor: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Fork:
     """A new conversation and the number of messages copied into it."""
 

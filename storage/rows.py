@@ -12,7 +12,17 @@ from pydantic_core import from_json
 from chatledger.storage import limits
 from chatledger.storage.errors import Unforeseen
 from chatledger.storage.history import Cut, Trace, call_ids, cut
-from chatledger.storage.records import Conversation, ForkOrigin, HistoryWindow, ListedConversation, Message, Receipt
+from chatledger.storage.records import (
+    Conversation,
+    ForkOrigin,
+    HistoryWindow,
+    Hit,
+    ListedConversation,
+    Message,
+    Receipt,
+)
+
+SNIPPET_CHARS = 160  # chosen: two lines
 
 _LONG_NUMBER = re.compile("[0-9]{16}")
 
@@ -65,6 +75,22 @@ def message(row: Any) -> Message:
 def whole_message(row: Any) -> Message:
     """From the columns of `query.MESSAGE`, in full detail."""
     return Message(**{field: row[field] for field in Message._fields})
+
+
+def hit(row: Any) -> Hit:
+    """A message that was found; its piece begins at `start`, and is a character longer where the text goes on."""
+    piece = row["piece"]
+    before = "\u2026" if row["start"] > 1 else ""
+    after = "\u2026" if len(piece) > SNIPPET_CHARS else ""
+    return Hit(
+        conversation_id=row["conversation_id"],
+        number=row["number"],
+        title=row["title"],
+        seq=row["seq"],
+        role=row["role"],
+        created_at=row["created_at"],
+        snippet=f"{before}{piece[:SNIPPET_CHARS]}{after}",
+    )
 
 
 class FoundHistory(NamedTuple):

@@ -13,7 +13,8 @@ from chatledger.storage.engine import Database
 from chatledger.storage.errors import ConversationUnavailable, InvalidArgument, QuotaExceeded
 from chatledger.storage.ids import uuid7
 from chatledger.storage.limits import Limits
-from chatledger.storage.message_log import COLLISIONS, MessageLog
+from chatledger.storage.message_log import COLLISIONS
+from chatledger.storage.message_search import MessageSearch
 from chatledger.storage.query import Query
 from chatledger.storage.records import Conversation, ConversationPage, ConversationRef, Deletion, Fork
 from chatledger.storage.source import DatabaseSource, EmbeddedDatabase, ExternalDatabase
@@ -22,7 +23,7 @@ from chatledger.storage.validation import check_range, check_text, check_title, 
 PING_SECONDS = 5.0  # chosen: orchestrators ask every 10 s
 
 
-class ConversationStore(MessageLog):
+class ConversationStore(MessageSearch):
     """The conversations of all users, each user's for that user only.
 
     Safe to share by any number of tasks of one event loop; any number of processes may use one database. Every method

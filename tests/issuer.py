@@ -55,7 +55,7 @@ def _private_key(algorithm: str, name: str) -> Any:
 
 def public_jwk(algorithm: str, kid: str | None = "key-1", name: str = "first", **members: Any) -> dict[str, Any]:
     """The public half, as a JWKS lists it."""
-    told: Any = ALGORITHMS[algorithm].to_jwk(private_key(algorithm, name).public_key(), as_dict=True)  # type: ignore[attr-defined]
+    told: Any = ALGORITHMS[algorithm].to_jwk(private_key(algorithm, name).public_key(), as_dict=True)
     jwk = {key: value for key, value in told.items() if key not in ("key_ops", "alg", "use")}
     return jwk | ({} if kid is None else {"kid": kid}) | members
 
@@ -101,8 +101,8 @@ def serving() -> Iterator[Issuer]:
                 self.end_headers()
                 self.wfile.write(body)
 
-        def log_message(self, *_: Any) -> None:
-            pass
+        def log_message(self, format: str, *args: Any) -> None:
+            """Nothing: stderr is for what a test looks for."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     issuer = Issuer(f"http://127.0.0.1:{server.server_port}")

@@ -231,8 +231,8 @@ def test_keys_are_taken_as_issuers_list_them() -> None:
 
 def test_what_is_no_public_signing_key_for_these_algorithms_is_passed_over() -> None:
     algorithms = get_default_algorithms()
-    p384: Any = algorithms["ES384"].to_jwk(ec.generate_private_key(ec.SECP384R1()).public_key(), as_dict=True)  # type: ignore[attr-defined]
-    ed_448: Any = algorithms["EdDSA"].to_jwk(ed448.Ed448PrivateKey.generate().public_key(), as_dict=True)  # type: ignore[attr-defined]
+    p384: Any = algorithms["ES384"].to_jwk(ec.generate_private_key(ec.SECP384R1()).public_key(), as_dict=True)
+    ed_448: Any = algorithms["EdDSA"].to_jwk(ed448.Ed448PrivateKey.generate().public_key(), as_dict=True)
     for jwk in (
         {"kty": "oct", "k": "c2VjcmV0", "kid": "key-1"},
         {"kty": "oct", "k": "c2VjcmV0", "kid": "key-1", "alg": "RS256"},

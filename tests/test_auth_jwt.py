@@ -198,6 +198,7 @@ FORGED = {
         "nbf ahead": good(nbf=int(time.time()) + 80_000),
         "nbf text": good(nbf="0"),
         "nbf null": good(nbf=None),
+        "nbf true": good(nbf=True),
     },
     "another issuer": {
         "iss wrong": good(iss=f"https://{CANARY}/"),

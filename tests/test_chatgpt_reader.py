@@ -232,13 +232,13 @@ def test_results_answer_the_nearest_call_of_their_name_that_waits() -> None:
         said("tool", "r2", name="browser"),
         said("tool", "r3", name="python"),
         call("browser.open", "3"),
-        said("tool", "r4", name="browser"),
         call("dalle", "4"),
+        said("tool", "r4", name="browser"),
         said("tool", "r5", name="another"),
     )
     assert pairs(found) == [
         *("call_n1", "call_n2", "answers call_n1", "answers call_n2", "answers None"),
-        *("call_n6", "answers call_n6", "call_n8", "answers call_n8"),
+        *("call_n6", "call_n7", "answers call_n6", "answers call_n7"),
     ]
 
 

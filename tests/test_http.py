@@ -180,6 +180,12 @@ async def test_headers_of_the_newest_revision_must_agree_with_the_body(server: H
     assert MODERN in answer.json()["error"]["data"]["supported"]
 
 
+async def test_white_space_round_a_header_is_no_part_of_it(server: HttpServer) -> None:
+    headers: dict[str, str | None] = {"mcp-protocol-version": f" {MODERN}\t", "mcp-method": "\t tools/list  "}
+    headers["host"] = f"localhost:{server.port} "
+    assert (await server.post(call("tools/list", {"_meta": META}), headers)).status == 200
+
+
 async def test_a_body_over_the_limit_is_refused_however_it_is_sent(
     server: HttpServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -100,6 +100,11 @@ async def test_load_is_one_round_trip_with_any_bounds_and_detail(line: Line, nam
     assert await line.trips(lambda: store.load_history("alice")) == 1, "of the latest"
 
 
+async def test_loading_one_message_is_one_round_trip(line: Line, name: Name) -> None:
+    store, ref = line.store, name(line.alices)
+    assert await line.trips(lambda: store.load_message("alice", ref, 3)) == 1
+
+
 async def test_a_cut_in_a_tool_exchange_is_mended_in_one_more_round_trip(line: Line, name: Name) -> None:
     store, ref = line.store, name(line.alices)
     window = await store.load_history("alice", ref, before_seq=4, limit=1)
@@ -115,6 +120,7 @@ async def test_list_is_one_round_trip_on_every_page(line: Line) -> None:
     assert cursor is not None
     assert await line.trips(lambda: store.list_conversations("alice", limit=1, cursor=cursor)) == 1
     assert await line.trips(lambda: store.list_conversations("alice", title_contains="w", include_archived=True)) == 1
+    assert await line.trips(lambda: store.list_numbers("alice", "w")) == 1
 
 
 async def test_update_is_one_round_trip(line: Line, name: Name) -> None:

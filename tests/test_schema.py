@@ -52,6 +52,8 @@ def test_create_all_and_the_migrations_yield_the_same_schema(database_url: str, 
         engine = engine_at(empty_database_url)
         async with engine.begin() as connection:
             await connection.execute(text("CREATE SCHEMA chatledger"))
+            for extension in ("btree_gin", "pg_trgm"):
+                await connection.execute(text(f"CREATE EXTENSION {extension}"))
             await connection.run_sync(metadata.create_all)
         await engine.dispose()
 

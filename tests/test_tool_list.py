@@ -24,13 +24,13 @@ from chatledger.server.identity import local_user
 from chatledger.storage import ConversationStore
 from tests.conftest import ERAS
 
-SHA256 = "062e4ef23096fc389353f65650a6dcb569cc3d20453f29929c4305e41525275e"
+SHA256 = "a9eebb605b4604b0f839839e7e30407c8af764581ebd13e8bdf5fa364d988de1"
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 FIELDS = ("name", "title", "description", "inputSchema", "outputSchema", "annotations", "_meta")
 NOWHERE = "postgresql://nobody@127.0.0.1:1/none"  # a list of tools needs no database
 NAMES = ["create_conversation", "append_message", "append_messages", "load_history", "list_conversations"]
-NAMES += ["update_conversation", "fork_conversation", "delete_conversation"]
+NAMES += ["search_messages", "update_conversation", "fork_conversation", "delete_conversation"]
 LIMIT = 14_000  # bytes of tools/list, of which every conversation of every client pays a part
 DESCRIPTION_LIMIT = 700  # characters
 
@@ -89,7 +89,7 @@ async def test_the_list_stays_small(era: str) -> None:
 
 
 async def test_every_tool_has_a_title_and_all_four_annotations() -> None:
-    reads, destroys = {"load_history", "list_conversations"}, {"delete_conversation"}
+    reads, destroys = {"load_history", "list_conversations", "search_messages"}, {"delete_conversation"}
     for tool in (await listed())["tools"]:
         name, hints = tool["name"], tool["annotations"]
         assert tool["title"] == hints["title"] != ""

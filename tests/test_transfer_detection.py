@@ -113,6 +113,12 @@ def test_a_transcript_is_known_by_any_of_its_first_lines() -> None:
     assert found.NAME == "claude-code"
 
 
+def test_lines_before_it_do_not_hide_a_transcript(tmp_path: Path) -> None:
+    lines = [{"n": n} for n in range(LOOKED_AT - 1)]
+    assert one(tmp_path, "\n".join(map(json.dumps, [*lines, LINE]))) == ("read", "claude-code")
+    assert one(tmp_path, "\n".join(map(json.dumps, [*lines, {}, LINE])))[0] == "refused"
+
+
 def test_what_plain_messages_are_is_decided_by_those_that_tell() -> None:
     plain = {"role": "user", "content": "hi"}
     use = {"role": "assistant", "content": [{"type": "tool_use", "id": "t", "name": "f", "input": {}}]}
@@ -225,6 +231,25 @@ def test_an_archive_in_which_nothing_is_known_is_refused(tmp_path: Path) -> None
         "no known format: found a file of unknown kind; plain text; an HTML page and 1 other kind"
     )
     assert look(put(tmp_path / "none", a__png="text"))[0][:2] == ("none", "refused")
+
+
+def test_what_was_named_is_judged_by_itself(tmp_path: Path) -> None:
+    paths = [
+        put(tmp_path / "a", conversations__json=[CHATGPT]),
+        put(tmp_path / "b", user__json={"id": "u"}),
+        put(tmp_path / "c.zip", user__json={"id": "u"}),
+        put(tmp_path / "d", conversations__json=[CLAUDE]),
+    ]
+    with open_sources(paths) as sources:
+        found = [(Path(each.name).name, type(each)) for each in recognise(sources)]
+    assert found == [
+        ("conversations.json", Recognised),
+        ("user.json", Ignored),
+        ("b", Refused),
+        ("c.zip: user.json", Ignored),
+        ("c.zip", Refused),
+        ("conversations.json", Recognised),
+    ]
 
 
 def test_gemini_activity_as_a_page_is_refused_naming_the_choice(tmp_path: Path) -> None:

@@ -204,6 +204,26 @@ def test_a_record_over_the_limit_is_passed_without_being_held(size: int) -> None
     assert found(long) == [too_long]
 
 
+@pytest.mark.parametrize("size", range(1, 40))
+def test_the_way_out_of_what_is_malformed_heeds_escapes_wherever_it_is_cut(size: int) -> None:
+    found = records(r'[{"a" 1, "b\"]": ["c\\", "\\\"}"], "d": "\u0022"}, 7]', size)
+    assert [isinstance(each.value, Malformed) for each in found] == [True, False]
+    assert found[1].value == 7
+
+
+def test_a_long_record_is_read_in_ever_larger_steps() -> None:
+    class Counted(io.BytesIO):
+        reads = 0
+
+        def read(self, size: int | None = -1, /) -> bytes:
+            self.reads += 1
+            return super().read(size)
+
+    stream = Counted(json.dumps({"a": "x" * 1_000_000}).encode())
+    assert len(list(read_json(stream, buffer_bytes=1_000))) == 1
+    assert stream.reads < 30
+
+
 def test_a_string_that_never_ends_is_not_held_beyond_the_limit() -> None:
     class Endless:
         asked = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
 
 import pytest
@@ -163,8 +164,17 @@ AT = datetime(2024, 1, 15, 10, 0, 0, 250_000, tzinfo=UTC)
         "2024-01-15T15:30:00.250000+05:30",
     ],
 )
-def test_times_in_every_form_are_the_same_time(value: object) -> None:
+def test_times_in_every_form_are_the_same_time_wherever_it_is_read(
+    value: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert parse_time(value) == AT
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        assert parse_time(value) == AT
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 @pytest.mark.parametrize(

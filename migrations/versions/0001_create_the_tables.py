@@ -22,8 +22,52 @@ METADATA_SIZE = (
     "octet_length(replace(replace(metadata::text, '\": ', '\":'), ', ', ',')) <= 16384"
 )
 
+# The text by which search finds messages: a filler letter around each character of scripts that write no spaces, so that
+# single ones and pairs of them are trigrams as well.
+SPACELESS = (
+    r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u2fdf\u3005-\u3007\u3031-\u3035\u3041-\u318f\u31a0-\u31bf"
+    r"\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\uff66-\uffdc"
+    r"\U00020000-\U0003ffff"
+)
+INDEXED = (
+    f"regexp_replace(regexp_replace(left(content, 10000), '([{SPACELESS}]+)', ' \u01c2\\1 ', 'g'), "
+    f"'([{SPACELESS}])', '\\1\u01c2', 'g')"
+)
+
+# An extension belongs to the whole database: where it is there already, it is used where it is, and otherwise it goes
+# where others would look for it. The SQLSTATEs and the name beside them are what the program reads.
+EXTENSION = f"""
+DO $chatledger$
+BEGIN
+  IF EXISTS (SELECT FROM pg_extension WHERE extname = '{{name}}') THEN
+    RETURN;
+  END IF;
+  IF NOT EXISTS (SELECT FROM pg_available_extensions WHERE name = '{{name}}') THEN
+    RAISE EXCEPTION 'chatledger needs the extension {{name}}, which this Postgres does not have'
+      USING ERRCODE = 'CL001', CONSTRAINT = '{{name}}', HINT = 'Install the contrib modules on its host.';
+  END IF;
+  EXECUTE 'CREATE EXTENSION {{name}} SCHEMA '
+          || CASE WHEN to_regnamespace('public') IS NULL THEN '{SCHEMA}' ELSE 'public' END;
+EXCEPTION WHEN insufficient_privilege THEN
+  RAISE EXCEPTION 'chatledger needs the extension {{name}}, which this role may not create'
+    USING ERRCODE = 'CL002', CONSTRAINT = '{{name}}',
+          HINT = 'Let the owner of the database or an administrator run: CREATE EXTENSION {{name}}';
+END $chatledger$
+"""
+# The operator class is named by its schema, whichever that is; a default one, as btree_gin's, is found without.
+SEARCH_INDEX = f"""
+DO $chatledger$
+BEGIN
+  EXECUTE 'CREATE INDEX messages_search ON {SCHEMA}.messages USING gin (user_id, ('
+          || $indexed${INDEXED}$indexed$ || ') '
+          || (SELECT extnamespace::regnamespace FROM pg_extension WHERE extname = 'pg_trgm') || '.gin_trgm_ops)';
+END $chatledger$
+"""
+
 
 def upgrade() -> None:
+    for name in ("btree_gin", "pg_trgm"):
+        op.execute(EXTENSION.format(name=name))
     op.create_table(
         "users",
         sa.Column("id", sa.Text(), nullable=False),
@@ -130,6 +174,30 @@ def upgrade() -> None:
         schema=SCHEMA,
         postgresql_where=sa.text("client_message_id IS NOT NULL"),
     )
+    op.create_index(
+        "messages_recent",
+        "messages",
+        ["user_id", sa.text("created_at DESC"), sa.text("conversation_id DESC"), sa.text("seq DESC")],
+        schema=SCHEMA,
+    )
+    op.execute(SEARCH_INDEX)
+    op.create_table(
+        "api_tokens",
+        sa.Column("user_id", sa.Text(), nullable=False),
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("hash", sa.LargeBinary(), nullable=False),
+        sa.Column("name", sa.Text()),
+        sa.Column("scopes", sa.ARRAY(sa.Text()), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, server_default=NOW),
+        sa.Column("expires_at", sa.DateTime(timezone=True)),
+        sa.Column("last_used_at", sa.DateTime(timezone=True)),
+        sa.PrimaryKeyConstraint("user_id", "id", name="api_tokens_pkey"),
+        sa.ForeignKeyConstraint(["user_id"], [f"{SCHEMA}.users.id"], name="api_tokens_user", ondelete="CASCADE"),
+        sa.CheckConstraint("octet_length(hash) = 32", name="api_tokens_hash_length"),
+        sa.CheckConstraint("char_length(name) BETWEEN 1 AND 100", name="api_tokens_name_length"),
+        schema=SCHEMA,
+    )
+    op.create_index("api_tokens_id", "api_tokens", ["id", "user_id"], schema=SCHEMA)
     op.create_table(
         "signing_keys",
         sa.Column("purpose", sa.Text(), nullable=False),
@@ -147,5 +215,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    for table in ("signing_keys", "messages", "conversations", "users"):
+    # The extensions stay: others may use them by now.
+    for table in ("signing_keys", "api_tokens", "messages", "conversations", "users"):
         op.drop_table(table, schema=SCHEMA)
