@@ -57,6 +57,7 @@ class Settings(BaseSettings):
     max_content_chars: int = Field(default=10_000, ge=1, le=STORED_CONTENT_CHARS)
     allowed_roles: Annotated[tuple[Literal["user", "assistant", "system", "tool"], ...], NoDecode] = ROLES
     max_conversations_per_user: int | None = Field(default=None, ge=1)
+    max_messages_per_conversation: int | None = Field(default=None, ge=1)
 
     auth_issuer: str | None = None
     auth_jwks_url: str | None = None
@@ -159,7 +160,12 @@ class Settings(BaseSettings):
     @property
     def limits(self) -> Limits:
         """What this installation allows of a message and a user."""
-        return Limits(self.max_content_chars, self.allowed_roles, self.max_conversations_per_user)
+        return Limits(
+            self.max_content_chars,
+            self.allowed_roles,
+            self.max_conversations_per_user,
+            self.max_messages_per_conversation,
+        )
 
     @property
     def rate(self) -> Rate | None:

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from chatledger.storage import bulk_queries, rows
-from chatledger.storage.errors import ConversationUnavailable, QuotaExceeded, UniqueViolation
+from chatledger.storage.errors import ConversationUnavailable, UniqueViolation, too_many_conversations
 from chatledger.storage.message_log import MessageLog
 from chatledger.storage.records import (
     Conversation,
@@ -99,7 +99,7 @@ class BulkStore:
         quota = self._limits.max_conversations_per_user
         added = await step.fetch(bulk_queries.add_conversations(user_id, new, quota=quota))
         if not added:
-            raise QuotaExceeded(quota or 0)
+            raise too_many_conversations(quota)
         return {row["id"]: row["number"] for row in rows.owned(user_id, added)}
 
     async def read(

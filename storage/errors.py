@@ -95,14 +95,19 @@ class IdempotencyConflict(StorageError):
 
 
 class QuotaExceeded(StorageError):
-    """The user has as many conversations as one user may."""
+    """The user has as many conversations as one user may, or a conversation as many messages."""
 
     code = "quota_exceeded"
 
-    def __init__(self, quota: int) -> None:
-        super().__init__(
-            f"a user may keep at most {quota} conversations here; delete_conversation makes room", quota=quota
-        )
+    def __init__(self, message: str, quota: int) -> None:
+        super().__init__(message, quota=quota)
+
+
+def too_many_conversations(quota: int | None) -> QuotaExceeded:
+    """For a user who may not have another one."""
+    return QuotaExceeded(
+        f"a user may keep at most {quota} conversations here; delete_conversation makes room", quota or 0
+    )
 
 
 class Unavailable(StorageError):

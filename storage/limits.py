@@ -46,3 +46,4 @@ class Limits:
     max_content_chars: int = 10_000
     allowed_roles: tuple[str, ...] = ROLES
     max_conversations_per_user: int | None = None
+    max_messages_per_conversation: int | None = None

@@ -12,6 +12,7 @@ from chatledger.storage.errors import (
     ConversationUnavailable,
     IdempotencyConflict,
     InvalidArgument,
+    QuotaExceeded,
     SequenceConflict,
     UniqueViolation,
 )
@@ -47,6 +48,7 @@ class MessageLog:
         Raises:
             ConversationUnavailable: it is not there or not the user's.
             SequenceConflict: the last seq is another than expected; nothing was stored.
+            QuotaExceeded: the conversation has as many messages as one may have; nothing was stored.
             IdempotencyConflict: the id was used with another body; nothing was stored.
             InvalidArgument, ContentEmpty, ContentTooLong, TooLarge: the message is out of its bounds.
         """
@@ -54,7 +56,12 @@ class MessageLog:
         check_range("expected_last_seq", expected_last_seq, 0, limits.LAST_SEQ)
         columns = checked_message(message, self.limits)
         query = message_queries.append_message(
-            user_id, conversation, uuid7(), columns, expected_last_seq=expected_last_seq
+            user_id,
+            conversation,
+            uuid7(),
+            columns,
+            expected_last_seq=expected_last_seq,
+            quota=self.limits.max_messages_per_conversation,
         )
         found = await self._append(user_id, query, [columns], expected_last_seq)
         if not found:
@@ -89,7 +96,12 @@ class MessageLog:
         first_of, repeats = repeats_within(columns)
         chosen = [columns[place] for place in first_of]
         query = message_queries.append_messages(
-            user_id, conversation, [uuid7() for _ in chosen], chosen, expected_last_seq=expected_last_seq
+            user_id,
+            conversation,
+            [uuid7() for _ in chosen],
+            chosen,
+            expected_last_seq=expected_last_seq,
+            quota=self.limits.max_messages_per_conversation,
         )
         found = await self._append(user_id, query, chosen, expected_last_seq)
         if not all(row["same"] for row in found):
@@ -220,11 +232,18 @@ class MessageLog:
 
     async def _why_refused(
         self, user_id: str, conversation: ConversationRef, expected: int | None
-    ) -> ConversationUnavailable | SequenceConflict:
-        """The rare second trip, to tell a conversation that is not there from one that has moved on."""
-        if expected is None:
+    ) -> ConversationUnavailable | SequenceConflict | QuotaExceeded:
+        """The rare second trip, to tell a conversation that is not there from one that has moved on or is full."""
+        quota = self.limits.max_messages_per_conversation
+        if expected is None and quota is None:
             return ConversationUnavailable()
-        return SequenceConflict(await self._last_seq(user_id, conversation))
+        last_seq = await self._last_seq(user_id, conversation)
+        if expected is not None and (quota is None or last_seq != expected):
+            return SequenceConflict(last_seq)
+        return QuotaExceeded(
+            f"a conversation may have at most {quota} messages here, and this one has {last_seq}; go on in a new one",
+            quota or 0,
+        )
 
 
 def _none_to_load(conversation: ConversationRef | None) -> ConversationUnavailable:

@@ -26,7 +26,7 @@ WITH prior AS MATERIALIZED (
   UPDATE chatledger.conversations
      SET last_seq = last_seq + 1, updated_at = {NOW}
    WHERE user_id = $1 AND id = {{target}} AND ($12::bigint IS NULL OR last_seq = $12)
-     AND NOT EXISTS (SELECT FROM prior)
+     AND ($13::bigint IS NULL OR last_seq < $13) AND NOT EXISTS (SELECT FROM prior)
   RETURNING id, last_seq, updated_at
 ), added AS (
   INSERT INTO chatledger.messages ({MESSAGE})
@@ -40,7 +40,13 @@ SELECT *, true FROM prior
 
 
 def append_message(
-    user_id: str, ref: ConversationRef, id: UUID, message: MessageColumns, *, expected_last_seq: int | None
+    user_id: str,
+    ref: ConversationRef,
+    id: UUID,
+    message: MessageColumns,
+    *,
+    expected_last_seq: int | None,
+    quota: int | None = None,
 ) -> Query:
     """Append one message: the UPDATE locks the conversation and hands out the number and the time.
 
@@ -48,7 +54,7 @@ def append_message(
     same instant both miss `prior`; the second violates `messages_client_message_id`: run it again.
     Index: conversations_pkey, messages_client_message_id.
     """
-    return at(_APPEND_ONE, user_id, ref, id, *message, expected_last_seq)
+    return at(_APPEND_ONE, user_id, ref, id, *message, expected_last_seq, quota)
 
 
 _APPEND_MANY = f"""
@@ -72,6 +78,7 @@ WITH input AS MATERIALIZED (
   UPDATE chatledger.conversations
      SET last_seq = last_seq + (SELECT count(*) FROM todo)::integer, updated_at = {NOW}
    WHERE user_id = $1 AND id = {{target}} AND ($12::bigint IS NULL OR last_seq = $12)
+     AND ($13::bigint IS NULL OR last_seq + (SELECT count(*) FROM todo) <= $13)
      AND EXISTS (SELECT FROM todo) AND NOT EXISTS (SELECT FROM prior WHERE NOT same)
   RETURNING id AS conversation_id, last_seq - (SELECT count(*) FROM todo)::integer AS base, updated_at
 ), added AS (
@@ -94,15 +101,16 @@ def append_messages(
     messages: Sequence[MessageColumns],
     *,
     expected_last_seq: int | None,
+    quota: int | None = None,
 ) -> Query:
     """Append many, all or none. Rows carry `ord`, counted from 1: the receipts of those that are stored now or were
     before.
 
-    Fewer rows than messages: nothing was stored; a row with `same` false, an expectation that failed, or no
+    Fewer rows than messages: nothing was stored; a row with `same` false, an expectation that failed, the quota, or no
     conversation says why. No id may come twice in `messages`. Index: as append_message.
     """
     columns = zip(*messages, strict=True)
-    return at(_APPEND_MANY, user_id, ref, list(ids), *(list(column) for column in columns), expected_last_seq)
+    return at(_APPEND_MANY, user_id, ref, list(ids), *(list(column) for column in columns), expected_last_seq, quota)
 
 
 # ---- load ---------------------------------------------------------------------------------------------------------

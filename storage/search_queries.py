@@ -17,12 +17,11 @@ from chatledger.storage.rows import SNIPPET_CHARS
 from chatledger.storage.search_terms import Search
 from chatledger.storage.search_text import INDEXED, SEARCHED
 
-# Newest messages that are compared before the index is asked. Chosen: what is so rare among them that a page is not
-# filled is rare in all, mostly, and comparing them costs a few milliseconds.
-NEAR: Final = 1_000
+# Newest messages that are compared before the index is asked (chosen: it costs 2 ms, and a common word fills the page).
+NEAR: Final = 250
 # Messages that the index may name. Where it names more, they are walked through instead, newest first: so many are
-# found sooner than sorted (chosen: looking at so many takes about 50 ms).
-FEW: Final = 2_000
+# found sooner than sorted (chosen: looking at so many takes about 40 ms).
+FEW: Final = 1_000
 # Messages that one page walks through. The next one goes on behind them (chosen: about 100 ms for 600 characters each).
 WALKED: Final = 10_000
 

@@ -10,7 +10,7 @@ from typing import Any
 from chatledger.storage import conversation_queries, limits, rows
 from chatledger.storage.cursor import open_sealed, seal
 from chatledger.storage.engine import Database
-from chatledger.storage.errors import ConversationUnavailable, InvalidArgument, QuotaExceeded
+from chatledger.storage.errors import ConversationUnavailable, InvalidArgument, too_many_conversations
 from chatledger.storage.ids import uuid7
 from chatledger.storage.limits import Limits
 from chatledger.storage.message_log import COLLISIONS
@@ -97,7 +97,7 @@ class ConversationStore(MessageSearch):
                 return rows.conversation(found[0]), found[0]["created"]
             if key is None:
                 break
-        raise QuotaExceeded(quota or 0)
+        raise too_many_conversations(quota)
 
     async def list_conversations(
         self,
@@ -222,7 +222,7 @@ class ConversationStore(MessageSearch):
             last_seq = await self._last_seq(user_id, conversation)
             if quota is None or (at_seq is not None and at_seq > last_seq):
                 raise InvalidArgument(f"at_seq was beyond the conversation's last seq, which is {last_seq} now")
-            raise QuotaExceeded(quota)
+            raise too_many_conversations(quota)
         return Fork(rows.conversation(found[0]), found[0]["last_seq"])
 
     async def delete_conversation(self, user_id: str, conversation: ConversationRef) -> Deletion:

@@ -298,3 +298,25 @@ async def test_foreign_and_absent_are_refused_alike(store: ConversationStore, al
         assert len(sentences) == 1
     assert await state(store, alices.id) == alices
     assert await stored(store, 1, "bob") == []
+
+
+async def test_a_conversation_takes_no_more_messages_than_it_may_have(database_url: str) -> None:
+    allowed = Limits(max_messages_per_conversation=3)
+    async with ConversationStore.at(database_url, allowed) as store:
+        for user_id in ("alice", "bob"):
+            await store.create_conversation(user_id)
+        first = await store.append_message("alice", 1, NewMessage(role="user", content="1", client_message_id="k"))
+        batch = [NewMessage(role="user", content=text) for text in "234"]
+        for expected in (None, 1):
+            with pytest.raises(errors.QuotaExceeded, match="at most 3 messages here, and this one has 1"):
+                await store.append_messages("alice", 1, batch, expected_last_seq=expected)
+        await store.append_messages("alice", 1, batch[:2])
+        with pytest.raises(errors.QuotaExceeded):
+            await store.append_message("alice", 1, NewMessage(role="user", content="4"))
+        with pytest.raises(errors.SequenceConflict):
+            await store.append_message("alice", 1, NewMessage(role="user", content="4"), expected_last_seq=1)
+        with pytest.raises(errors.ConversationUnavailable):
+            await store.append_message("alice", 2, NewMessage(role="user", content="4"))
+        again = await store.append_message("alice", 1, NewMessage(role="user", content="1", client_message_id="k"))
+        assert (again.id, again.deduplicated) == (first.id, True)
+        assert (await store.append_message("bob", 1, NewMessage(role="user", content="1"))).seq == 1

@@ -19,7 +19,7 @@ START = datetime(2024, 1, 1, tzinfo=UTC)
 
 
 def message(conversation_id: UUID, seq: int, **facts: Any) -> WholeMessage:
-    facts = {
+    told: dict[str, Any] = {
         "conversation_id": conversation_id,
         "seq": seq,
         "id": uuid4(),
@@ -32,21 +32,23 @@ def message(conversation_id: UUID, seq: int, **facts: Any) -> WholeMessage:
         "metadata": None,
         "client_message_id": f"m{seq}",
         "created_at": START,
-    } | facts
-    return WholeMessage(**facts)
+        **facts,
+    }
+    return WholeMessage(**told)
 
 
 def whole(messages: int = 1, **facts: Any) -> WholeConversation:
     own = facts.pop("id", uuid4())
-    facts = {
+    told: dict[str, Any] = {
         "key": None,
         "title": None,
         "metadata": None,
         "created_at": START,
         "updated_at": START,
         "messages": [message(own, seq) for seq in range(1, messages + 1)],
-    } | facts
-    return WholeConversation(id=own, **facts)
+        **facts,
+    }
+    return WholeConversation(id=own, **told)
 
 
 @pytest.fixture
@@ -165,7 +167,7 @@ async def test_a_read_is_of_one_moment(
 ) -> None:
     monkeypatch.setattr(bulk, "READ_MESSAGES", 2)
     await bulk_store.store("alice", [whole(3), whole(2)])
-    told = []
+    told: list[ExportedConversation | Message] = []
     async for entry in bulk_store.read("alice"):
         if not told:
             for number in (1, 2):

@@ -79,7 +79,13 @@ def test_the_sample_has_branches_hidden_nodes_a_lost_parent_and_a_null_character
 
 
 def test_what_a_conversation_says_of_itself_is_kept_small() -> None:
-    about = {"default_model_slug": "gpt-x", "gizmo_id": "g-1", "is_starred": True, "voice": "v", "is_archived": True}
+    about: dict[str, Any] = {
+        "default_model_slug": "gpt-x",
+        "gizmo_id": "g-1",
+        "is_starred": True,
+        "voice": "v",
+        "is_archived": True,
+    }
     found = read(said("user", "hi"), id="i", conversation_id="c", **about)
     assert (found.external_id, found.archived) == ("c", True)
     assert found.metadata == {"model": "gpt-x", "gizmo_id": "g-1", "is_starred": True}

@@ -13,7 +13,14 @@ from uuid import uuid4
 import pytest
 
 from chatledger.storage import ConversationStore, Limits, NewMessage
-from chatledger.storage.errors import ConversationUnavailable, InvalidArgument, InvalidCursor, QuotaExceeded, TooLarge
+from chatledger.storage.errors import (
+    ConversationUnavailable,
+    InvalidArgument,
+    InvalidCursor,
+    QuotaExceeded,
+    TooLarge,
+    too_many_conversations,
+)
 from chatledger.storage.records import Conversation, ConversationRef, ForkOrigin
 from tests.conftest import run_sql
 
@@ -302,7 +309,7 @@ async def test_a_quota_holds_however_many_ask_at_once(database_url: str) -> None
         *(stores[n % 4].create_conversation("alice", key=f"{n}") for n in range(20)), return_exceptions=True
     )
     refusals = [(type(answer), str(answer)) for answer in answers if isinstance(answer, BaseException)]
-    assert refusals == [(QuotaExceeded, str(QuotaExceeded(3)))] * 17
+    assert refusals == [(QuotaExceeded, str(too_many_conversations(3)))] * 17
     first, *others = await walk(stores[0])
     assert {first.number, *(other.number for other in others)} == {1, 2, 3}
     assert (await stores[1].create_conversation("alice", key=first.key)) == (first, False)

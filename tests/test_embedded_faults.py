@@ -166,7 +166,7 @@ def test_a_backend_that_outlives_its_postmaster_is_waited_for(database: Embedded
     assert ask(url, "select 1") == 1
 
 
-@pytest.mark.parametrize("reused_by", ["another program", "a zombie"])
+@pytest.mark.parametrize("reused_by", ["another program", "a zombie", "a supervisor"])
 def test_a_lock_file_with_a_number_that_came_back_does_no_harm(
     database: EmbeddedPostgres, root: Path, reused_by: str
 ) -> None:
@@ -175,7 +175,8 @@ def test_a_lock_file_with_a_number_that_came_back_does_no_harm(
     kill_supervisor(root)
     old = (data / "postmaster.pid").read_text().split("\n", 1)[1]
     kill_postmaster(root)
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+    words = ["supervise", str(data.parent), f"postgres -D {data} -c fsync=off"] if reused_by == "a supervisor" else []
+    with subprocess.Popen([sys.executable, "-c", "input()", *words], stdin=subprocess.PIPE) as other:
         if reused_by == "a zombie":
             other.kill()
             os.waitid(os.P_PID, other.pid, os.WEXITED | os.WNOWAIT)

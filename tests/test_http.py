@@ -47,7 +47,7 @@ def era_headers(request: pytest.FixtureRequest) -> dict[str, str | None]:
     return {"mcp-protocol-version": MODERN, "mcp-method": "tools/list"} if request.param == "newest" else {}
 
 
-# ---- clients ---------------------------------------------------------------------------------------------------------
+# ---- clients --------------------------------------------------------------------------------------------------------
 
 
 async def test_the_sdks_client_works_over_streamable_http_in_both_eras(server: HttpServer, era: str) -> None:
@@ -96,7 +96,7 @@ async def test_readiness_fails_without_a_schema_and_health_does_not(empty_databa
         assert (answer.status, answer.json()["code"]) == (503, "schema_out_of_date")
 
 
-# ---- the bad-input table: transport ------------------------------------------------------------------------------------
+# ---- the bad-input table: transport ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -317,7 +317,7 @@ async def test_a_client_that_leaves_in_the_middle_of_a_write_has_written(server:
             await asyncio.sleep(0.01)
 
 
-# ---- limits ------------------------------------------------------------------------------------------------------------
+# ---- limits ---------------------------------------------------------------------------------------------------------
 
 
 async def test_over_the_rate_a_call_is_told_when_to_come_again(database_url: str) -> None:
@@ -355,7 +355,7 @@ async def test_one_user_may_have_so_many_calls_in_flight_and_another_is_not_held
         pass
 
 
-# ---- the process -------------------------------------------------------------------------------------------------------
+# ---- the process ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -381,12 +381,12 @@ async def test_the_command_says_where_it_serves_and_stops_when_told_to(transport
         told = await asyncio.wait_for(asyncio.to_thread(process.stderr.readline), PATIENCE)
         found = re.findall(r"http://127\.0\.0\.1:\d+/\w+", told)
         assert [url.rsplit("/", 1)[1] for url in found] == (["mcp", "sse"] if transport == "http" else ["sse", "mcp"])
-        async with sse_client(next(url for url in found if url.endswith("sse"))) as streams:
-            async with ClientSession(*streams) as session:
-                await session.initialize()
-                assert not (await session.call_tool("create_conversation", {})).is_error
-                process.send_signal(signal.SIGTERM)
-                code = await asyncio.wait_for(asyncio.to_thread(process.wait), PATIENCE)
+        sse = next(url for url in found if url.endswith("sse"))
+        async with sse_client(sse) as streams, ClientSession(*streams) as session:
+            await session.initialize()
+            assert not (await session.call_tool("create_conversation", {})).is_error
+            process.send_signal(signal.SIGTERM)
+            code = await asyncio.wait_for(asyncio.to_thread(process.wait), PATIENCE)
         assert code == 0
         err = process.stderr.read()
         assert "stopping: 1 requests in flight" in err

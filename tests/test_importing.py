@@ -23,13 +23,18 @@ START = datetime(2024, 1, 1, tzinfo=UTC)
 
 
 def said(name: str, **facts: Any) -> ReadMessage:
-    facts = {"content": f"text of {name}", "external_id": name, "created_at": START + timedelta(hours=1)} | facts
-    return ReadMessage(facts.pop("role", "user"), **facts)
+    told: dict[str, Any] = {
+        "content": f"text of {name}",
+        "external_id": name,
+        "created_at": START + timedelta(hours=1),
+        **facts,
+    }
+    return ReadMessage(told.pop("role", "user"), **told)
 
 
 def read(id: str | None, *messages: ReadMessage, branches: Iterable[list[ReadMessage]] = (), **facts: Any) -> Outcome:
-    facts = {"title": f"title of {id}", "created_at": START} | facts
-    return ReadConversation(place="element 1", external_id=id, messages=list(messages), branches=branches, **facts)
+    told: dict[str, Any] = {"title": f"title of {id}", "created_at": START, **facts}
+    return ReadConversation(place="element 1", external_id=id, messages=list(messages), branches=branches, **told)
 
 
 async def take(store: ConversationStore, *outcomes: Outcome, user_id: str = "alice", **how: Any) -> ImportReport:
@@ -301,15 +306,14 @@ def test_a_report_says_everything_in_words_and_in_json() -> None:
         FileReport(name="b.png", format=None, status="refused", reason="a PNG image"),
     ]
     told: dict[str, Any] = {"file": "a.json", "format": "chatgpt"}
+    counts: dict[str, Any] = {"left_out": {"hidden": 2}, "altered": {"x": 1}}
     known = uuid4()
     report.conversations += [
         ConversationReport(
             status="created", place="element 1", title="T\x1b[31m", number=4, messages=3, forks=1, **told
         ),
         ConversationReport(status="failed", place="element 2", external_id="c2", reason="has no mapping", **told),
-        ConversationReport(
-            status="unchanged", place="element 3", conversation_id=known, left_out={"hidden": 2}, altered={"x": 1}, **told
-        ),
+        ConversationReport(status="unchanged", place="element 3", conversation_id=known, **counts, **told),
     ]
     assert report.words().splitlines() == [
         "refused    b.png: a PNG image",

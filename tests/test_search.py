@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from chatledger.storage import ConversationStore, NewMessage, message_search, search_queries
 from chatledger.storage.errors import ConversationUnavailable, InvalidArgument, InvalidCursor, Unavailable
+from chatledger.storage.query import Query
 from chatledger.storage.records import SearchPage
 from chatledger.storage.search_terms import parse
 from tests.conftest import OpenClient, database_at, run_sql
@@ -129,10 +130,11 @@ async def test_what_people_type_finds_what_they_mean(query: str, seqs: list[int]
 @pytest.mark.parametrize(
     "query",
     [
-        "'", '"', "!!!", ":*", "(", ")", "a &", "\\", "|", "&", "!", "<->", "a:*b", "-", "--", "-hello", '-"x y"', '""',
-        "'; DROP TABLE users; --", "$$", "%s", "$1", "{}", "[", "]", "*", "?", "+", "^", ".", "[[:alpha:]]", "(?i)", "a{1000}",
-        "%", "_", "trailing\\", '"unclosed', 'a"b"c', "\u200d", "\ufeff", "\u202e", "e\u0301", "\U0010ffff", "\ufffe", "   x   ",
-        "x" * 512, "你" * 512, "\u0301" * 512, "( " * 256, ") (" * 10, "a-b", "-a-b", "and or not", "NULL", "\n\t x",
+        "'", '"', "!!!", ":*", "(", ")", "a &", "\\", "|", "&", "!", "<->", "a:*b", "-", "--", "-hello", '-"x y"',
+        '""', "'; DROP TABLE users; --", "$$", "%s", "$1", "{}", "[", "]", "*", "?", "+", "^", ".", "[[:alpha:]]",
+        "(?i)", "a{1000}", "%", "_", "trailing\\", '"unclosed', 'a"b"c', "\u200d", "\ufeff", "\u202e", "e\u0301",
+        "\U0010ffff", "\ufffe", "   x   ", "x" * 512, "你" * 512, "\u0301" * 512, "( " * 256, ") (" * 10, "a-b",
+        "-a-b", "and or not", "NULL", "\n\t x",
     ],
 )  # fmt: skip
 async def test_nothing_that_can_be_typed_is_malformed(query: str, filled: ConversationStore) -> None:
@@ -242,7 +244,7 @@ async def test_what_is_common_but_not_new_is_walked_through_in_bounded_pages(
     monkeypatch.setattr(search_queries, "NEAR", 5)
     monkeypatch.setattr(search_queries, "WALKED", 20)
     search_queries._statement.cache_clear()
-    monkeypatch.setattr(search_queries, "_BY_INDEX", search_queries._BY_INDEX.replace("2000", "10"))
+    monkeypatch.setattr(search_queries, "_BY_INDEX", search_queries._BY_INDEX.replace(str(search_queries.FEW), "10"))
     try:
         await store.create_conversation("alice")
         texts = [f"apple 🍎 {n}" if n < 60 else f"other {n}" for n in range(100)]
@@ -266,7 +268,8 @@ async def test_a_cursor_is_good_for_its_own_search_only(filled: ConversationStor
     ]
     for other in others:
         with pytest.raises(InvalidCursor):
-            await filled.search_messages(**{"user_id": "alice", "cursor": cursor} | other)
+            arguments: dict[str, Any] = {"user_id": "alice", "cursor": cursor} | other
+            await filled.search_messages(**arguments)
     for broken in ("", "x", cursor[:-1], cursor + "A", cursor[::-1]):
         with pytest.raises(InvalidCursor):
             await filled.search_messages("alice", "and", cursor=broken)
@@ -300,7 +303,7 @@ async def test_a_search_that_takes_too_long_is_ended_in_the_database_too(
     store: ConversationStore, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await store.create_conversation("alice")
-    slow = search_queries.Query("SELECT $1 AS user_id, pg_sleep(30)", ("alice",))
+    slow = Query("SELECT $1 AS user_id, pg_sleep(30)", ("alice",))
     monkeypatch.setattr(message_search, "SEARCH_SECONDS", 0.5)
     monkeypatch.setattr(search_queries, "search_messages", lambda *_, **__: slow)
     with pytest.raises(Unavailable):
@@ -376,7 +379,7 @@ async def test_the_tool_finds_in_both_eras_and_for_its_caller_only(client_of: Op
             assert refused.structured_content["error"]["code"] == code
 
 
-# ---- any query, any text ------------------------------------------------------------------------------------------------
+# ---- any query, any text --------------------------------------------------------------------------------------------
 
 ALPHABET = "ab c-\"'%_\\.*+?()[]{}|&!:<>$#@/好你日本ไทกขÄäßéñ🎉\u0301\u200d12_A"
 QUERIES = st.text(st.sampled_from(ALPHABET), min_size=1, max_size=12)
@@ -434,7 +437,7 @@ def test_no_query_fails_nothing_is_foreign_and_what_is_found_is_there(
     asyncio.run(search_all())
 
 
-# ---- plans ----------------------------------------------------------------------------------------------------------------
+# ---- plans ----------------------------------------------------------------------------------------------------------
 
 OTHERS = 150_000
 FILL = (

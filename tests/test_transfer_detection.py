@@ -142,7 +142,8 @@ def test_every_record_reaches_the_reader_once(tmp_path: Path) -> None:
 def test_names_and_titles_are_unique_and_no_format_takes_what_is_none() -> None:
     assert len({each.NAME for each in FORMATS}) == len({each.TITLE for each in FORMATS}) == len(FORMATS)
     assert format_named("nobody's") is None
-    for value in (None, 1, "x", [], {}, [[]], Malformed("x"), {"id": "u", "email": "e"}):
+    nobodys: list[Any] = [None, 1, "x", [], {}, [[]], Malformed("x"), {"id": "u", "email": "e"}]
+    for value in nobodys:
         assert detect(records(value)) is None
     assert detect([]) is None
 

@@ -17,6 +17,7 @@ from chatledger.transfer import files
 from chatledger.transfer.archive import Archive, Budget
 from chatledger.transfer.content import HEAD_BYTES, JSON, ZIP, kind_of
 from chatledger.transfer.files import Source, UnreadableSource, open_sources
+from chatledger.transfer.json_stream import read_json
 from chatledger.transfer.records import Record
 
 
@@ -148,7 +149,7 @@ def test_records_come_while_the_file_is_read(place: Place) -> None:
     budget = Budget()
     opened = Archive(io.BytesIO(zipped({"a.json": f"[{elements}]"})), "x", budget)
     with opened.open(opened.entries[0]) as stream:
-        records = files.read_json(stream)
+        records = read_json(stream)
         assert next(records).value["n"] == 0
         assert budget.size - budget.left <= 2 * 1024**2
         assert sum(1 for _ in records) == 7_999
@@ -296,7 +297,7 @@ def test_a_bomb_is_stopped_while_it_unfolds(monkeypatch: pytest.MonkeyPatch) -> 
         opened.open(opened.entries[0]) as stream,
         pytest.raises(UnreadableSource, match="unfolds to more than 250 times its size"),
     ):
-        list(files.read_json(stream))
+        list(read_json(stream))
     assert budget.size - budget.left < 8_000_000
 
 

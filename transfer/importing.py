@@ -63,7 +63,10 @@ async def import_paths(
             for found in recognise(sources, forced):
                 if isinstance(found, Recognised):
                     report.files.append(FileReport(name=found.name, format=found.format.NAME, status="read"))
-                    await importer.take(found.outcomes, file=found.name, format=found.format.NAME)
+                    try:
+                        await importer.take(found.outcomes, file=found.name, format=found.format.NAME)
+                    except UnreadableSource as exc:  # what was read before stays; the other files are read
+                        report.files.append(FileReport(name=exc.name, format=None, status="refused", reason=exc.reason))
                 else:
                     status: Literal["ignored", "refused"] = "ignored" if isinstance(found, Ignored) else "refused"
                     report.files.append(FileReport(name=found.name, format=None, status=status, reason=found.reason))
@@ -161,9 +164,11 @@ class Importer:
                 ids=[each for each in wanted if isinstance(each, UUID)],
                 by_message_id=native,
             )
-            known |= dict.fromkeys(wanted)
+            known.update(dict.fromkeys(wanted))
             for path in found:
-                known |= {lookup: path for lookup in (path.key, path.id) if lookup in wanted}
+                known.update(
+                    (lookup, path) for lookup in (path.key, path.id) if lookup is not None and lookup in wanted
+                )
             known |= {lookup: self._pretended[lookup] for lookup in wanted & self._pretended.keys()}
             plans = [
                 make_plan(each, known, now) if plan.wanted else plan for each, plan in zip(prepared, plans, strict=True)

@@ -55,7 +55,7 @@ class ImportReport:
     @property
     def totals(self) -> Counter[str]:
         """How many conversations of each status, and how many messages and forks were added."""
-        totals = Counter(dict.fromkeys((*STATUSES, "messages", "forks"), 0))
+        totals: Counter[str] = Counter(dict.fromkeys((*STATUSES, "messages", "forks"), 0))
         for each in self.conversations:
             totals[each.status] += 1
             totals["messages"] += each.messages

@@ -183,7 +183,9 @@ def is_supervisor(pid: int, folder: Path) -> bool:
 
 
 def is_postmaster(pid: int, data: Path) -> bool:
-    return pid > 0 and b"postgres -D %b -c " % os.fsencode(data) in (_command_of(pid) or b"")
+    program, found, _ = (_command_of(pid) or b"").partition(b"postgres -D %b -c " % os.fsencode(data))
+    # A supervisor is told that command: in a new container it may itself have the number of the last postmaster.
+    return pid > 0 and found != b"" and b" supervise " not in program
 
 
 def has_clients(postmaster: int) -> bool:

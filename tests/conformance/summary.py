@@ -15,7 +15,7 @@ REQUIREMENTS = HERE / "node_modules/@modelcontextprotocol/conformance/requiremen
 
 
 def summary(revision: str, results: Path) -> str:
-    """The suite accepts what did not run: what is required must have left its results, and the baseline name no other."""
+    """The suite accepts what did not run: what is required must have left results, and the baseline name no other."""
     scored = yaml.safe_load((REQUIREMENTS / f"{revision}.yaml").read_text())["server"]
     baseline = yaml.safe_load((HERE / f"baseline.{revision}.yml").read_text())["server"]
     missing = [name for name in scored if not [*results.glob(f"server-{name}-2*/checks.json")]]
