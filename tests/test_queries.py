@@ -73,6 +73,11 @@ def samples(ref: ConversationRef) -> dict[str, list[Query]]:
         {"include_archived": False},
         {"before": PLACE, "title_contains": "le 1", "updated_after": PLACE[0], "updated_before": PLACE[0]},
     ]
+    places: list[dict[str, Any]] = [
+        {},
+        {"after": Place(PLACE[0], BUSY, 50_000), "role": "user"},
+        {"created_after": PLACE[0], "created_before": PLACE[0]},
+    ]
     new = WholeConversation(
         id=uuid4(), number=7, key="new", title="t", metadata="{}", created_at=PLACE[0], updated_at=PLACE[0], messages=[]
     )
@@ -110,11 +115,7 @@ def samples(ref: ConversationRef) -> dict[str, list[Query]]:
             search_queries.search_messages(USER, search_for(*parse(query)), which, **ANYWHERE | how)
             for query in ("message", '"message 77" 9 -x', "\u4f60\u597d", "ab", "\U0001f389")
             for which in (ref, None)
-            for how in (
-                {},
-                {"after": Place(PLACE[0], BUSY, 50_000), "role": "user"},
-                {"created_after": PLACE[0], "created_before": PLACE[0]},
-            )
+            for how in places
         ],
         "delete_conversation": [conversation_queries.delete_conversation(USER, ref)],
         "list_conversations": [conversation_queries.list_conversations(USER, 21, **NO_FILTER | how) for how in lists],

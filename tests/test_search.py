@@ -267,8 +267,8 @@ async def test_a_cursor_is_good_for_its_own_search_only(filled: ConversationStor
         {"query": "and", "created_after": datetime(2020, 1, 1, tzinfo=UTC)},
     ]
     for other in others:
+        arguments: dict[str, Any] = {"user_id": "alice", "cursor": cursor, **other}
         with pytest.raises(InvalidCursor):
-            arguments: dict[str, Any] = {"user_id": "alice", "cursor": cursor} | other
             await filled.search_messages(**arguments)
     for broken in ("", "x", cursor[:-1], cursor + "A", cursor[::-1]):
         with pytest.raises(InvalidCursor):

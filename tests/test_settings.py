@@ -53,6 +53,7 @@ def test_every_setting_is_read_with_the_prefix(monkeypatch: pytest.MonkeyPatch, 
         "MAX_CONTENT_CHARS": "1000000",
         "ALLOWED_ROLES": "user, assistant,",
         "MAX_CONVERSATIONS_PER_USER": "1",
+        "MAX_MESSAGES_PER_CONVERSATION": "9",
         "AUTH_ISSUER": "https://issuer.example",
         "AUTH_JWKS_URL": "https://issuer.example/keys",
         "AUTH_AUDIENCE": "one, two,",
@@ -77,7 +78,7 @@ def test_every_setting_is_read_with_the_prefix(monkeypatch: pytest.MonkeyPatch, 
     assert loaded.direct_database_url is not None
     assert loaded.direct_database_url.get_secret_value() == f"{URL}direct"
     assert (loaded.data_dir, loaded.user_id, loaded.toolset) == (tmp_path / "data", "ann@example", "core")
-    assert loaded.limits == Limits(1_000_000, ("user", "assistant"), 1)
+    assert loaded.limits == Limits(1_000_000, ("user", "assistant"), 1, 9)
     assert loaded.auth == AuthRules(
         JwtRules(
             issuer="https://issuer.example",

@@ -22,8 +22,8 @@ METADATA_SIZE = (
     "octet_length(replace(replace(metadata::text, '\": ', '\":'), ', ', ',')) <= 16384"
 )
 
-# The text by which search finds messages: a filler letter around each character of scripts that write no spaces, so that
-# single ones and pairs of them are trigrams as well.
+# The text by which search finds messages: a filler letter around each character of scripts that write no spaces, so
+# that single ones and pairs of them are trigrams as well.
 SPACELESS = (
     r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u2fdf\u3005-\u3007\u3031-\u3035\u3041-\u318f\u31a0-\u31bf"
     r"\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\uff66-\uffdc"
