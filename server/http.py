@@ -31,6 +31,7 @@ from chatledger.server.http_protocol import connection_options
 from chatledger.server.observing import request_id
 from chatledger.storage.errors import StorageError
 
+HEALTH_PATHS: Final = ("/healthz", "/readyz")
 STOP_SECONDS: Final = 8  # calls in flight may take so long after SIGTERM; orchestrators wait 10 to 30 before SIGKILL
 # The guard stands in front of every route, more strictly; left to itself, the SDK's is on for local hosts only.
 _GUARDED: Final = TransportSecuritySettings(enable_dns_rebinding_protection=False)
@@ -76,7 +77,8 @@ def make_app(
             return JSONResponse({"status": "unavailable", "code": exc.code, "message": exc.message}, 503)
         return JSONResponse({"status": "ready"})
 
-    opened = [Route("/healthz", healthz), Route("/readyz", readyz), *open_routes]
+    opened = [Route(path, answer) for path, answer in zip(HEALTH_PATHS, (healthz, readyz), strict=True)]
+    opened += open_routes
     app.router.routes += opened
     open_paths = [route.path for route in opened]
     inner: ASGIApp = app

@@ -6,7 +6,6 @@ import configparser
 import json
 import re
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -60,7 +59,7 @@ def environment(service: dict[str, Any]) -> dict[str, str]:
 
 
 @pytest.fixture
-def only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[pytest.MonkeyPatch]:
+def only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
     """For settings of nothing but what a test sets."""
     monkeypatch.chdir(tmp_path)
     return monkeypatch
