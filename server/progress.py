@@ -11,23 +11,20 @@ _SECONDS: Final = 0.1  # between two updates (chosen: smooth to the eye, and of 
 
 
 class Progress:
-    """`with Progress("conversations", "messages") as progress: ... progress.show(3, 40)`."""
+    """`with Progress() as progress: ... progress.show(3, 40, 0.5)`."""
 
-    def __init__(self, *names: str) -> None:
-        self._names = names
+    def __init__(self) -> None:
         self._shown = 0.0
         self._watched = sys.stderr.isatty()
 
-    def show(self, *counts: int, part: float | None = None) -> None:
-        """The counts so far, in the order of the names; `part` is how much of the whole is done, 0 to 1."""
+    def show(self, conversations: int, messages: int, part: float) -> None:
+        """The counts so far; `part` is how much of the file is done, 0 to 1."""
         now = time.monotonic()
         if not self._watched or now - self._shown < _SECONDS:
             return
         self._shown = now
-        told = ", ".join(f"{count:,} {name}" for count, name in zip(counts, self._names, strict=True))
-        if part is not None:
-            done = int(part * 20)
-            told = f"[{'#' * done}{'.' * (20 - done)}] {part:4.0%}  {told}"
+        done = int(part * 20)
+        told = f"[{'#' * done}{'.' * (20 - done)}] {part:4.0%}  {conversations:,} conversations, {messages:,} messages"
         print(f"\r\x1b[K{told}", end="", file=sys.stderr, flush=True)
 
     def __enter__(self) -> Progress:

@@ -82,7 +82,7 @@ def _import(args: argparse.Namespace, settings: Settings) -> int:
 
     async def run() -> Any:
         async with _store(settings) as store:
-            with Progress("conversations", "messages") as progress:
+            with Progress() as progress:
                 return await import_paths(
                     store,
                     args.user or settings.user_id,

@@ -11,7 +11,8 @@ import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import pytest
@@ -23,6 +24,10 @@ from chatledger.server.identity import local_user
 from chatledger.storage import ConversationStore, Limits, schema
 from chatledger.storage.database_url import read_database_url
 from chatledger.storage.embedded import temporary
+
+if TYPE_CHECKING:
+    from tests.auth_server import Serve, Served
+    from tests.issuer import Issuer
 
 ERAS = ("auto", "legacy")
 """Both protocol eras: the newest revision that client and server know, and `initialize`."""
@@ -137,3 +142,27 @@ def client_of(database_url: str, era: str) -> OpenClient:
             yield client
 
     return connect
+
+
+@pytest.fixture
+def issuer() -> Iterator[Issuer]:
+    """An issuer of tokens with its JWKS on a loopback port."""
+    from tests.issuer import serving
+
+    with serving() as served:
+        yield served
+
+
+@pytest.fixture
+def serve(store: ConversationStore, issuer: Issuer) -> Serve:
+    """Serves over HTTP whom the issuer knows: `async with serve() as served`, with settings of authentication."""
+    from tests.auth_server import start
+
+    return partial(start, store, issuer)
+
+
+@pytest.fixture
+async def served(serve: Serve) -> AsyncIterator[Served]:
+    """Such a server with the default settings."""
+    async with serve() as started:
+        yield started

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -23,7 +22,7 @@ from chatledger.server.auth.key_set import (
 )
 from chatledger.server.auth.refusals import KeysUnavailable, TokenRefused
 from chatledger.server.auth.rules import ASYMMETRIC
-from tests.issuer import Issuer, public_jwk, serving
+from tests.issuer import Issuer, public_jwk
 
 
 class Clock:
@@ -34,12 +33,6 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
-
-
-@pytest.fixture
-def issuer() -> Iterator[Issuer]:
-    with serving() as served:
-        yield served
 
 
 @pytest.fixture

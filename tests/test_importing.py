@@ -207,7 +207,7 @@ async def test_many_small_and_one_large_conversation_go_in_over_several_steps(
     await importer.take(outcomes, file="f", format="chatgpt")
     assert importer.report.totals["created"] == 41
     assert len(seen) > 5
-    assert seen[-1] == (41, importer.report.totals["messages"])
+    assert seen[-1] == (41, importer.report.totals["messages"], 1.0)
     assert [each.number for each in importer.report.conversations] == list(range(1, 42))
 
 

@@ -238,3 +238,11 @@ def test_every_sample_comes_in_once(run: Run) -> None:
     again = json.loads(out)
     assert (code, again["totals"]["messages"]) == (0, 0)
     assert again["totals"]["unchanged"] == first["totals"]["created"]
+
+
+def test_whoever_watches_sees_how_far_it_is(sharegpt: Path, monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    _, out, err = run("import", sharegpt)
+    assert "[####################] 100%  2 conversations, 3 messages" in err
+    assert err.endswith("\r\x1b[K")
+    assert "\x1b" not in out

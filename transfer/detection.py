@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -70,6 +70,8 @@ class Recognised(NamedTuple):
     format: Format
     outcomes: Iterator[Outcome]
     """Read while they are asked for, before the next file is. May raise UnreadableSource."""
+    part: Callable[[], float]
+    """How much of the file has been read, 0 to 1."""
 
 
 class Ignored(NamedTuple):
@@ -138,7 +140,8 @@ def _look(source: Source, forced: Format | None) -> Found | str:
         if source.alone:
             return Refused(source.name, _unknown(source.kind))
         return Ignored(source.name, source.kind) if source.kind.startswith(ZIP) else source.kind
-    records = source.records()
+    read = [0]
+    records = source.records(lambda so_far: read.__setitem__(0, so_far))
     try:
         first = list(islice(records, LOOKED_AT))
     except UnreadableSource as exc:
@@ -155,7 +158,12 @@ def _look(source: Source, forced: Format | None) -> Found | str:
                 return Refused(source.name, "it ends in the middle of its array: it is truncated; export it again")
         except UnreadableSource as exc:
             return Refused(exc.name, exc.reason)
-        return Recognised(source.name, known, known.read(chain(first, records), source.origin))
+        return Recognised(
+            source.name,
+            known,
+            known.read(chain(first, records), source.origin),
+            lambda: min(1.0, read[0] / max(1, source.size)),
+        )
     found = describe(first)
     return Refused(source.name, _unknown(found)) if source.alone else Ignored(source.name, f"no conversations: {found}")
 

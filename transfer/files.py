@@ -45,15 +45,17 @@ class Source:
     kind: str
     """As `kind_of` says, or why it was not looked into."""
     open: Callable[[], AbstractContextManager[ByteStream]]
+    size: int
+    """In bytes, as its folder or archive says."""
 
-    def records(self) -> Iterator[Record]:
-        """As `read_json` gives them, from the start of the file at each call.
+    def records(self, told: Callable[[int], object] | None = None) -> Iterator[Record]:
+        """As `read_json` gives them, from the start of the file at each call. `told` is told of all bytes read so far.
 
         Raises:
             UnreadableSource: while it is read: the disk failed, or the archive is damaged or made to do harm.
         """
         with self.open() as stream:
-            yield from read_json(stream)
+            yield from read_json(stream if told is None else _Counted(stream, told))
 
     def is_cut_off(self) -> bool:
         """Whether it is an array that does not end. Reads all of the file, as nothing of such a one is imported.
@@ -67,6 +69,17 @@ class Source:
                 text = data.strip(_SPACE)
                 first, last = first or text[:1], text[-1:] or last
         return first == b"[" and last != b"]"
+
+
+class _Counted:
+    def __init__(self, stream: ByteStream, told: Callable[[int], object]) -> None:
+        self._stream, self._told, self._read = stream, told, 0
+
+    def read(self, size: int, /) -> bytes:
+        data = self._stream.read(size)
+        self._read += len(data)
+        self._told(self._read)
+        return data
 
 
 @contextmanager
@@ -103,7 +116,8 @@ def _look(path: Path, opened: ExitStack) -> Iterator[Source | UnreadableSource]:
         if kind == ZIP:
             archive = opened.enter_context(_opened_archive(path))
             return _in_archive(path, archive)
-    return iter([Source(path, name, True, Origin(path.name), kind, lambda: _opened(path))])
+    size = path.stat().st_size
+    return iter([Source(path, name, True, Origin(path.name), kind, lambda: _opened(path), size)])
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, ...]]:
@@ -131,7 +145,8 @@ def _in_folder(folder: Path, files: list[tuple[str, ...]]) -> Iterator[Source | 
                 with _opened_archive(path) as archive:
                     yield from _in_archive(folder, archive)
             else:
-                yield Source(folder, name, False, Origin(path.name, assets), kind, _opener(path))
+                size = path.stat().st_size
+                yield Source(folder, name, False, Origin(path.name, assets), kind, _opener(path), size)
         except UnreadableSource as exc:
             yield exc
 
@@ -154,7 +169,7 @@ def _in_archive(given: Path, archive: Archive, *, inner: bool = False) -> Iterat
                         yield from _in_archive(given, held, inner=True)
                     continue
         origin = Origin(PurePosixPath(entry.name).name, assets)
-        yield Source(given, name, False, origin, kind, _entry_opener(archive, entry))
+        yield Source(given, name, False, origin, kind, _entry_opener(archive, entry), entry.info.file_size)
 
 
 def _held(archive: Archive, entry: Entry, name: str) -> Archive:

@@ -32,8 +32,8 @@ BATCH_CONVERSATIONS: Final = 500  # chosen: as BATCH_MESSAGES, for conversations
 ATTEMPTS: Final = 3  # at a plan that another writer overtook; a second one has always been enough
 
 _Entry: TypeAlias = PreparedConversation | ConversationReport
-Progress: TypeAlias = Callable[[int, int], None]
-"""Told after each step how many conversations and how many messages were looked at so far."""
+Progress: TypeAlias = Callable[[int, int, float], None]
+"""Told after each step how many conversations and messages were looked at so far, and how much of the file, 0 to 1."""
 
 
 async def import_paths(
@@ -64,7 +64,7 @@ async def import_paths(
                 if isinstance(found, Recognised):
                     report.files.append(FileReport(name=found.name, format=found.format.NAME, status="read"))
                     try:
-                        await importer.take(found.outcomes, file=found.name, format=found.format.NAME)
+                        await importer.take(found.outcomes, file=found.name, format=found.format.NAME, part=found.part)
                     except UnreadableSource as exc:  # what was read before stays; the other files are read
                         report.files.append(FileReport(name=exc.name, format=None, status="refused", reason=exc.reason))
                 else:
@@ -92,10 +92,14 @@ class Importer:
         self.report = ImportReport(dry_run=dry_run)
         self._bulk, self._user_id, self._progress = BulkStore(store), user_id, progress
         self._pretended: dict[Lookup, StoredPath] = {}  # what a dry run would have stored
-        self._seen = [0, 0]
+        self._seen = (0, 0)
 
-    async def take(self, outcomes: Iterable[Outcome], *, file: str, format: str) -> None:
+    async def take(
+        self, outcomes: Iterable[Outcome], *, file: str, format: str, part: Callable[[], float] = lambda: 1.0
+    ) -> None:
         """Store what a reader makes of a file. The next batch is read while the last one is stored.
+
+        `part` says how much of the file has been read, for the progress.
 
         Raises:
             Unavailable, SchemaOutOfDate: the database failed; what was stored before stays, and running it again
@@ -108,15 +112,15 @@ class Importer:
                 upcoming = asyncio.create_task(asyncio.to_thread(next, batches, None))
                 self.report.conversations += await self._take_batch(batch, _Reading(file, format))
                 if self._progress is not None:
-                    self._progress(*self._seen)
+                    self._progress(*self._seen, part())
         finally:
             await asyncio.wait([upcoming])
 
     async def _take_batch(self, batch: list[_Entry], reading: _Reading) -> list[ConversationReport]:
         prepared = [entry for entry in batch if isinstance(entry, PreparedConversation)]
         stored = dict(zip(map(id, prepared), await self._store(prepared, reading), strict=True))
-        self._seen[0] += len(batch)
-        self._seen[1] += sum(len(path) for entry in prepared for path in entry.paths)
+        messages = sum(len(path) for entry in prepared for path in entry.paths)
+        self._seen = self._seen[0] + len(batch), self._seen[1] + messages
         return [stored[id(entry)] if isinstance(entry, PreparedConversation) else entry for entry in batch]
 
     async def _store(self, prepared: list[PreparedConversation], reading: _Reading) -> list[ConversationReport]:
