@@ -74,14 +74,17 @@ class LedgerServer(MCPServer[Any]):
         self, name: str, arguments: dict[str, Any], context: Context[Any, Any] | None = None
     ) -> CallToolResult | InputRequiredResult:
         """Call a tool; every failure but a protocol error is a result. An argument that is null counts as left out."""
-        async with self._observed("tools/call", context, tool=name) as call:
+        known = name if self._tool_input_schema(name) is not None else "unknown"  # what is sent is not repeated in logs
+        async with self._observed("tools/call", context, tool=known) as call:
             result = await self._call_tool(name, arguments, context)
             if isinstance(result, CallToolResult) and result.is_error:
                 call.code = (result.structured_content or {}).get("error", {}).get("code", "error")
+            elif not isinstance(result, CallToolResult):
+                pass
             elif name == "append_message":
                 call.messages = 1
             elif name == "append_messages":
-                call.messages = len(arguments["messages"])
+                call.messages = len((result.structured_content or {})["messages"])
             return result
 
     async def _call_tool(

@@ -11,7 +11,6 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from chatledger.server.observing import Call
-from chatledger.server.tools import ANNOTATIONS
 from chatledger.storage.store import ConversationStore
 
 PATH: Final = "/metrics"
@@ -39,7 +38,7 @@ class Metrics:
         idle.set_function(lambda: store.database.connections()[1])
 
     async def __call__(self, call: Call) -> None:
-        tool = call.tool if call.tool in ANNOTATIONS else "" if call.tool is None else "unknown"
+        tool = call.tool or ""
         self._calls.labels(call.method, tool, call.code).inc()
         self._seconds.labels(call.method, tool).observe(call.seconds)
         if call.messages:

@@ -76,17 +76,18 @@ def request_id(sent: str | None) -> Iterator[str]:
 class CallLog:
     """A line of JSON for each call: when, who by a digest, what, how it ended, how long it took.
 
-    The digest is keyed with a secret of the database: the same for all processes, and of no use elsewhere.
+    The digest is keyed with a secret of the database: the same for all processes, and of no use elsewhere. While the
+    secret is not known, as the database is away, a line says nothing of the user; no call waits for it.
     """
 
-    def __init__(self, secret: Callable[[], Awaitable[bytes]], write: Callable[[str], object]) -> None:
+    def __init__(self, secret: Callable[[], bytes | None], write: Callable[[str], object]) -> None:
         self._secret, self._write = secret, write
 
     async def __call__(self, call: Call) -> None:
         facts: dict[str, Any] = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "request_id": REQUEST_ID.get(),
-            "user": None if call.user_id is None else await self._digest(call.user_id),
+            "user": None if call.user_id is None else self._digest(call.user_id),
             "method": call.method,
             "tool": call.tool,
             "code": call.code,
@@ -94,9 +95,6 @@ class CallLog:
         }
         self._write(json.dumps({name: value for name, value in facts.items() if value is not None}))
 
-    async def _digest(self, user_id: str) -> str | None:
-        try:
-            key = await self._secret()
-        except Exception:  # noqa: BLE001  # while the database is away there is no key, and the line is written anyway
-            return None
-        return hmac.new(key, b"log:" + user_id.encode(), hashlib.sha256).hexdigest()[:16]
+    def _digest(self, user_id: str) -> str | None:
+        key = self._secret()
+        return None if key is None else hmac.new(key, b"log:" + user_id.encode(), hashlib.sha256).hexdigest()[:16]

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ipaddress
 import os
+import re
 import socket
 import sys
 from typing import TYPE_CHECKING
@@ -55,6 +56,11 @@ async def over_http(settings: Settings, toolset: str, *, host: str, port: int, s
             f"without authentication only loopback addresses are served, not {host}: configure CHATLEDGER_AUTH_..., "
             "or use --host 127.0.0.1"
         )
+    if rules is None and (elsewhere := [name for name in _names(settings) if not _is_loopback(name)]):
+        raise SettingsError(
+            f"without authentication everybody who comes through {elsewhere[0]} would be the same user: configure "
+            "CHATLEDGER_AUTH_..., or unset CHATLEDGER_PUBLIC_URL and CHATLEDGER_ALLOWED_HOSTS"
+        )
     listener = _bound(host, port)
     from chatledger.storage.store import ConversationStore
 
@@ -88,7 +94,7 @@ async def over_http(settings: Settings, toolset: str, *, host: str, port: int, s
             origins=origins | {f"{address.scheme}://{address.netloc}"} | set(settings.allowed_origins),
             auth=None if rules is None else ResourceServer(rules, store, public_url=public),
         )
-        server.observers.add(CallLog(store.database.cursor_secret, _log))
+        server.observers.add(CallLog(store.database.known_secret, _log))
         store.start()
         await serve_http(app, listener, sse_first=sse_first)
 
@@ -105,6 +111,13 @@ def _metrics(server: LedgerServer, store: ConversationStore) -> Route | None:
 
 def _log(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
+
+
+def _names(settings: Settings) -> list[str]:
+    """The names by which the settings say that clients reach this server, without ports."""
+    hosts = [host.rpartition(":")[0] if re.search(r":\d+$", host) else host for host in settings.allowed_hosts]
+    public = None if settings.public_url is None else urlsplit(settings.public_url).hostname
+    return [host.strip("[]") for host in (*hosts, *([] if public is None else [public]))]
 
 
 def _is_loopback(host: str) -> bool:

@@ -148,10 +148,20 @@ class Database:
 
     def connections(self) -> tuple[int, int]:
         """How many connections of this process calls hold at this moment, and how many wait for calls."""
-        if self._opening is None or not self._opening.done() or self._opening.cancelled() or self._opening.exception():
-            return 0, 0
-        pool: Any = self._opening.result().engine.pool
-        return pool.checkedout(), pool.checkedin()
+        opened = self._opened_already()
+        pool: Any = None if opened is None else opened.engine.pool
+        return (0, 0) if pool is None else (pool.checkedout(), pool.checkedin())
+
+    def known_secret(self) -> bytes | None:
+        """As `cursor_secret`, or None while the database is not open: nothing is waited for."""
+        opened = self._opened_already()
+        return None if opened is None else opened.cursor_secret
+
+    def _opened_already(self) -> _Open | None:
+        opening = self._opening
+        if opening is None or not opening.done() or opening.cancelled() or opening.exception() is not None:
+            return None
+        return opening.result()
 
     @contextlib.asynccontextmanager
     async def transaction(self, *, snapshot: bool = False) -> AsyncIterator[Transaction]:

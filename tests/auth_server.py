@@ -110,7 +110,7 @@ Serve = Callable[..., contextlib.AbstractAsyncContextManager[Served]]
 @asynccontextmanager
 async def start(
     store: ConversationStore,
-    issuer: Issuer,
+    by: Issuer,
     *,
     public_url: str = PUBLIC,
     wrap: Callable[[ASGIApp], ASGIApp] | None = None,
@@ -123,11 +123,11 @@ async def start(
     known = {getattr(route, "path", None) for route in app.routes}
     sse = server.sse_app(transport_security=guard)
     app.router.routes += [route for route in sse.routes if getattr(route, "path", None) not in known]
-    auth = ResourceServer(rules_for(issuer, **settings), store, public_url=public_url)
+    auth = ResourceServer(rules_for(by, **settings), store, public_url=public_url)
     app.router.routes += auth.routes()
     protected = auth.protect(app, open_paths=["/healthz"], body_bytes=BODY_BYTES)
     async with running(wrap(app) if wrap else protected) as base:
-        served = Served(base, issuer, TokenStore(store))
+        served = Served(base, by, TokenStore(store))
         async with served.http:
             yield served
         await served.tokens.aclose()

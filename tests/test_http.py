@@ -405,6 +405,8 @@ async def test_the_command_says_where_it_serves_and_stops_when_told_to(transport
         (["--host", "10.255.255.1"], {"AUTH_SECRET": "s" * 40}, "cannot be served"),
         (["--host", "0.0.0.0", "--port", "0"], {"AUTH_SECRET": "s" * 40}, "CHATLEDGER_PUBLIC_URL"),
         (["--port", "70000"], {}, "cannot be served"),
+        ([], {"PUBLIC_URL": "https://ledger.example"}, "everybody who comes through ledger.example would be the same"),
+        ([], {"ALLOWED_HOSTS": "localhost:1, [::1]:2, ledger.example:3"}, "everybody who comes through ledger.example"),
     ],
 )
 def test_an_address_that_must_not_or_cannot_be_served_is_refused(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from typing import Any
@@ -40,7 +41,7 @@ async def test_a_line_for_each_call_says_who_by_a_digest_what_and_how_it_ended(
     lines: list[str] = []
 
     def observing(server: LedgerServer, store: ConversationStore) -> list[Any]:
-        server.observers.add(CallLog(store.database.cursor_secret, lines.append))
+        server.observers.add(CallLog(store.database.known_secret, lines.append))
         return []
 
     async with serving(database_url, observing=observing) as server:
@@ -110,3 +111,12 @@ async def test_an_observer_that_fails_fails_no_call(caplog: pytest.LogCaptureFix
     assert len(told) == 1
     assert "an observer failed: ValueError" in caplog.text
     assert CANARY not in caplog.text
+
+
+async def test_a_log_waits_for_no_database() -> None:
+    lines: list[str] = []
+    async with ConversationStore.at("postgresql://nobody@127.0.0.1:1/none") as store:
+        log = CallLog(store.database.known_secret, lines.append)
+        async with asyncio.timeout(5):
+            await log(Call("tools/list", user_id="alice"))
+    assert "user" not in json.loads(lines[0])
