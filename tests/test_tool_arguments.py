@@ -13,6 +13,7 @@ from tests.test_tools import call, refused, with_messages
 NEEDED: dict[str, dict[str, Any]] = {
     "append_message": {"role": "user", "content": "x"},
     "append_messages": {"messages": [{"role": "user", "content": "x"}]},
+    "search_messages": {"query": "first"},
 }
 """What a tool needs beside a conversation. A tool that is not here needs nothing else, or its tests fail."""
 
@@ -39,6 +40,7 @@ async def test_every_tool_takes_a_conversation_by_id_in_any_case_by_number_and_b
                 await call(alice, "append_message", conversation_id=made["id"], role="user", content="first")
                 forms = {"upper": made["id"].upper(), "text": str(made["number"])} | made
                 done = await call(alice, tool, conversation_id=forms[form], **NEEDED.get(tool, {}))
+                done = done["hits"][0] if tool == "search_messages" else done
                 told = done.get("conversation_id") or done["conversation"]["id"]
                 assert told == made["id"] or done["conversation"]["forked_from"]["conversation_id"] == made["id"]
                 error = await refused(bob, tool, conversation_id=forms[form], **NEEDED.get(tool, {}))

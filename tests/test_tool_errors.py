@@ -114,6 +114,9 @@ BAD: dict[str, dict[str, list[Any]]] = {
         "invalid_cursor": ["", CANARY, "x" * 10_000, "é", f"\x00{CANARY}", "A" * 55, "null"],
         "invalid_argument": [5, True, [CANARY]],
     },
+    "query": {"invalid_argument": [*NO_TEXTS, CANARY.ljust(513, "x"), " ".join(map(str, range(33)))]},
+    "created_after": {"invalid_argument": [*NO_TIMES, 5, True, [CANARY]]},
+    "created_before": {"invalid_argument": [*NO_TIMES, 5, True, [CANARY]]},
     "updated_after": {"invalid_argument": [*NO_TIMES, 5, True, [CANARY]]},
     "updated_before": {"invalid_argument": [*NO_TIMES, 5, True, [CANARY]]},
 }

@@ -270,9 +270,10 @@ async def test_times_are_utc_and_text_comes_back_exactly(client_of: OpenClient) 
 @pytest.mark.parametrize("toolset", ["core", "full", "readonly"])
 async def test_a_toolset_limits_what_is_listed_and_what_can_be_called(client_of: OpenClient, toolset: str) -> None:
     core = ["create_conversation", "append_message", "load_history", "list_conversations"]
+    searching = "search_messages"
     changing = ["update_conversation", "fork_conversation", "delete_conversation"]
-    everything = [*core[:2], "append_messages", *core[2:], *changing]
-    expected = {"core": core, "full": everything, "readonly": ["load_history", "list_conversations"]}[toolset]
+    everything = [*core[:2], "append_messages", *core[2:], searching, *changing]
+    expected = {"core": core, "full": everything, "readonly": [*core[2:], searching]}[toolset]
     async with client_of("alice", toolset=toolset) as alice, client_of("bob", toolset=toolset) as bob:
         for client in (alice, bob):
             assert [tool.name for tool in (await client.list_tools()).tools] == expected
