@@ -136,7 +136,7 @@ async def one_user(name: str, ports: list[int], calls: int, seen: Counter[str]) 
             token(name, iss="https://other.example"),
             token(name, aud="https://other.example/mcp"),
             token(name, sub=None),
-            jwt.encode({"sub": name, "iss": ISSUER, "aud": AUDIENCE, "exp": 2**32}, None, algorithm="none"),
+            jwt.encode({"sub": name, "iss": ISSUER, "aud": AUDIENCE, "exp": 2**32}, "", algorithm="none"),
         ],
         403: [token(name, scope="conversations:read")],
     }

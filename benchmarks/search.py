@@ -122,6 +122,7 @@ async def measure(url: str, rounds: int) -> None:
         "a substring": (middle[1:5], [middle[1:5]]),
         "two Chinese characters": (HAN[700] + HAN[701], [HAN[700] + HAN[701]]),
         "one Chinese character": (HAN[700], [HAN[700]]),
+        "two letters, which no message has": ("qz", ["qz"]),
         "nothing": ("zzzqqq", ["zzzqqq"]),
     }
     print("| query | found | median ms (range) | by hand | ratio |\n|---|---|---|---|---|")

@@ -11,9 +11,10 @@ from weakref import WeakValueDictionary
 from chatledger.storage import conversation_queries, limits, rows, search_queries
 from chatledger.storage.cursor import open_sealed, seal
 from chatledger.storage.engine import Database
-from chatledger.storage.errors import ConversationUnavailable, InvalidArgument
+from chatledger.storage.errors import ConversationUnavailable, InvalidArgument, Unavailable
 from chatledger.storage.limits import Limits
 from chatledger.storage.message_log import MessageLog
+from chatledger.storage.query import Query
 from chatledger.storage.records import ROLES, ConversationRef, SearchPage
 from chatledger.storage.search_queries import Place
 from chatledger.storage.search_terms import parse, search_for
@@ -72,8 +73,7 @@ class MessageSearch(MessageLog):
         statement = search_queries.search_messages(
             user_id, search, conversation, after=after, limit=limit + 1, **filters
         )
-        async with self._searching.setdefault(user_id, asyncio.Semaphore(AT_ONCE)):
-            found = rows.owned(user_id, await self.database.read(statement, seconds=SEARCH_SECONDS))
+        found = rows.owned(user_id, await self._in_time(user_id, statement))
         if not found:
             raise ConversationUnavailable
         hits = [row for row in found if row["seq"] is not None]
@@ -86,6 +86,19 @@ class MessageSearch(MessageLog):
         if place is not None:
             next_cursor = seal(await self.database.cursor_secret(), user_id, bound_to, place)
         return SearchPage([rows.hit(row) for row in hits[:limit]], next_cursor)
+
+    async def _in_time(self, user_id: str, statement: Query) -> list[Any]:
+        await self.database.cursor_secret()  # opens it: a database that starts takes no part of a search's time
+        async with self._searching.setdefault(user_id, asyncio.Semaphore(AT_ONCE)):
+            try:
+                return await self.database.read(statement, seconds=SEARCH_SECONDS)
+            except Unavailable as exc:
+                if not isinstance(exc.__cause__, TimeoutError):
+                    raise
+                raise Unavailable(
+                    f"the search took longer than {SEARCH_SECONDS:g} s; name a conversation, a time or a longer word, "
+                    "or try again shortly"
+                ) from exc
 
     async def _nothing(self, user_id: str, conversation: ConversationRef | None) -> SearchPage:
         """The answer to a query without a term that must be there; a conversation must be there all the same."""

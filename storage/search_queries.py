@@ -99,7 +99,7 @@ _FIXED = 9  # arguments that every form has
 
 
 @cache
-def _statement(in_one: bool, after: bool, times: tuple[bool, bool], drivers: int, by_words: bool) -> str:
+def _statement(in_one: bool, after: bool, times: tuple[bool, bool], drivers: int) -> str:
     """The statement's text; what is optional follows the fixed arguments in this order."""
     number = _FIXED
 
@@ -108,7 +108,9 @@ def _statement(in_one: bool, after: bool, times: tuple[bool, bool], drivers: int
         number += 1
         return f"${number}::{kind}"
 
-    driving = "".join(f" AND {INDEXED} {'~*' if by_words else 'ILIKE'} {argument('text')}" for _ in range(drivers))
+    # In subqueries, which hide them from the planner: it knows how often a word is said by all users, and for one that
+    # is said often would rather read this user's messages one by one, who may never have said it.
+    driving = "".join(f" AND {INDEXED} ILIKE (SELECT {argument('text')})" for _ in range(drivers))
     scope = " AND conversation_id = (SELECT id FROM head)" if in_one else ""
     if times[0]:
         scope += f" AND created_at > {argument('timestamptz')}"
@@ -122,6 +124,9 @@ def _statement(in_one: bool, after: bool, times: tuple[bool, bool], drivers: int
     if in_one:  # its key has them by seq, which is the same order
         beyond += " AND seq < (SELECT seq FROM near_edge)"
         before += f" AND seq < ${number}" if after else ""
+    # An argument, not a number: a plan that is kept for any arguments takes it for a small part of what there is and so
+    # keeps to the order of the index; knowing it, it sorts all that a user has (measured: 3 x, from the sixth call on).
+    walked = argument("bigint") if drivers else ""
     near_edge = _EDGE.format(after=before, most="$3::bigint", **parts)
     rest = _BY_WALK.format(near_edge=near_edge)
     if drivers:
@@ -129,8 +134,8 @@ def _statement(in_one: bool, after: bool, times: tuple[bool, bool], drivers: int
             near_edge=near_edge,
             scope=scope,
             drivers=driving,
-            edge=_EDGE.format(after=beyond, most=WALKED, **parts),
-            walk=_WALK.format(after=beyond, most=WALKED, **parts),
+            edge=_EDGE.format(after=beyond, most=walked, **parts),
+            walk=_WALK.format(after=beyond, most=walked, **parts),
         )
     return _SEARCH.format(
         head=_HEAD if in_one else "",
@@ -163,7 +168,6 @@ def search_messages(
         after is not None,
         (created_after is not None, created_before is not None),
         len(drivers),
-        search.driven_by_words,
     )
     args = [
         NEAR if drivers else WALKED,
@@ -176,5 +180,6 @@ def search_messages(
         *drivers,
         *(time for time in (created_after, created_before) if time is not None),
         *(after or ()),
+        *([WALKED] if drivers else []),
     ]
     return at(text, user_id, ref, *args) if ref is not None else Query(text, (user_id, None, *args))

@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from chatledger.storage import limits
 from chatledger.storage.errors import InvalidArgument
 from chatledger.storage.search_text import SPACELESS, indexed
 
-DRIVERS: Final = (
-    4  # terms that the index is asked for; the rest are compared in what it finds (chosen: it is few by then)
-)
+DRIVERS: Final = 4  # words that the index is asked for; the rest is compared in what it finds (chosen: few by then)
 _TRIGRAM: Final = 3  # letters in a row that a trigram takes
 
 # An optional minus, then a phrase in straight or typographic quotes, or whatever stands up to the next space.
@@ -52,26 +49,18 @@ class Term(NamedTuple):
 
     @property
     def has_trigram(self) -> bool:
-        """Whether three letters stand in a row somewhere, or one that the index spreads over three."""
-        return any(_longest_run(word) >= _TRIGRAM or _SPACELESS.search(word) for word in self.words)
+        """Whether the index can be asked for any of its words."""
+        return any(map(_has_trigram, self.words))
 
-    @property
-    def has_letter(self) -> bool:
-        """Whether the index knows anything of it; it drops what is neither letter nor digit."""
-        return any(map(_longest_run, self.words))
-
-    def part(self, *, as_indexed: bool = False) -> str:
+    def part(self) -> str:
         """An ILIKE pattern for its words in their order, with anything around and between them."""
-        words = [indexed(word) if as_indexed else word for word in self.words]
-        return f"%{'%'.join(word.translate(_LIKE_ESCAPES) for word in words)}%"
+        return f"%{'%'.join(word.translate(_LIKE_ESCAPES) for word in self.words)}%"
 
-    def whole(self, *, as_indexed: bool = False) -> str:
+    def whole(self) -> str:
         """A regular expression for it as whole words, next to each other."""
-        words = [indexed(word) if as_indexed else word for word in self.words]
-        between = _GAP.join(word.translate(_REGEX_ESCAPES) for word in words)
-        edge = "[^[:alnum:]]" if as_indexed else _EDGE
-        before = f"(?:^|{edge})" if _is_edged(self.words[0][0]) else ""
-        after = f"(?:$|{edge})" if _is_edged(self.words[-1][-1]) else ""
+        between = _GAP.join(word.translate(_REGEX_ESCAPES) for word in self.words)
+        before = f"(?:^|{_EDGE})" if _is_edged(self.words[0][0]) else ""
+        after = f"(?:$|{_EDGE})" if _is_edged(self.words[-1][-1]) else ""
         return f"(?:{before}{between}{after})"
 
 
@@ -85,8 +74,7 @@ class Search(NamedTuple):
     excluded: str | None
     """A regular expression that must not match."""
     drivers: list[str]
-    """What the index is asked for: patterns; or regular expressions where `driven_by_words`; none where it cannot."""
-    driven_by_words: bool
+    """Patterns that the index is asked for; none where it cannot be asked."""
     shown: str
     """A regular expression for what a snippet shows: any of the terms."""
 
@@ -117,14 +105,14 @@ def parse(query: str) -> tuple[list[Term], list[Term]]:
 def search_for(wanted: list[Term], unwanted: list[Term]) -> Search:
     """What a statement looks for; `wanted` must not be empty."""
     bound = [term for term in wanted if term.whole_only]
-    drivers = [term.part(as_indexed=True) for term in _longest(term for term in wanted if term.has_trigram)]
-    words = [term.whole(as_indexed=True) for term in _longest(term for term in wanted if term.has_letter)]
+    # By the word, not the phrase: what the index names and a pattern of several words then refuses would not count, and
+    # nothing would bound it.
+    words = {indexed(word).translate(_LIKE_ESCAPES) for term in wanted for word in term.words if _has_trigram(word)}
     return Search(
         parts=[term.part() for term in wanted],
         required=[term.whole() for term in bound],
         excluded="|".join(term.whole() for term in unwanted) or None,
-        drivers=drivers or words,
-        driven_by_words=not drivers,
+        drivers=[f"%{word}%" for word in sorted(words, key=lambda word: (-len(word), word))[:DRIVERS]],
         shown="|".join(
             term.whole() if term.whole_only else _GAP.join(word.translate(_REGEX_ESCAPES) for word in term.words)
             for term in wanted
@@ -145,20 +133,19 @@ def _bare(word: str) -> list[str]:
     )
 
 
-def _longest(terms: Iterable[Term]) -> list[Term]:
-    """The few that are likely to be in the fewest messages."""
-    return sorted(terms, key=lambda term: -sum(map(len, term.words)))[:DRIVERS]
-
-
 def _is_edged(char: str) -> bool:
     """Whether a whole word that begins or ends with this character must not go on."""
     return unicodedata.category(char)[0] in "LNM" and not _SPACELESS.match(char)
 
 
-def _longest_run(word: str) -> int:
-    """The most letters and digits in a row, as the trigrams know them: marks end a run."""
-    longest = run = 0
+def _has_trigram(word: str) -> bool:
+    """Whether three letters or digits stand in a row, or one character that the index spreads over three.
+
+    Marks end a row, as they do for the trigrams.
+    """
+    row = 0
     for char in word:
-        run = run + 1 if unicodedata.category(char)[0] in "LN" else 0
-        longest = max(longest, run)
-    return longest
+        row = row + 1 if unicodedata.category(char)[0] in "LN" else 0
+        if row == _TRIGRAM or _SPACELESS.match(char):
+            return True
+    return False
