@@ -124,24 +124,26 @@ class Database:
         self._opening = None
         await self.source.release()
 
-    async def read(self, query: Query, *, seconds: float = CALL_SECONDS) -> list[Any]:
-        """The rows of a statement that changes nothing; repeated when the connection breaks. Ends within `seconds`.
+    async def read(self, query: Query, *, seconds: float | None = None) -> list[Any]:
+        """The rows of a statement that changes nothing; repeated when the connection breaks.
+
+        Ends within `seconds`, or CALL_SECONDS.
 
         Raises:
             StorageError: what the database's answer means to a caller.
         """
-        return await self._bounded(query, repeatable=True, seconds=seconds)
+        return await self._bounded(query, repeatable=True, seconds=CALL_SECONDS if seconds is None else seconds)
 
-    async def write(self, query: Query, *, repeatable: bool, seconds: float = CALL_SECONDS) -> list[Any]:
+    async def write(self, query: Query, *, repeatable: bool) -> list[Any]:
         """The rows of a statement that changes something, in a step that a cancelled caller does not interrupt.
 
         `repeatable` says that running it twice is the same as running it once: only then it is repeated when the
-        connection breaks after it was sent. Ends within `seconds`.
+        connection breaks after it was sent.
 
         Raises:
             StorageError: what the database's answer means to a caller; Unavailable where the outcome is unknown.
         """
-        task = asyncio.create_task(self._bounded(query, repeatable=repeatable, seconds=seconds))
+        task = asyncio.create_task(self._bounded(query, repeatable=repeatable, seconds=CALL_SECONDS))
         self._writing.add(task)
         task.add_done_callback(self._written)
         return await asyncio.shield(task)

@@ -97,7 +97,7 @@ async def _migrate(url: str, revision: str) -> tuple[str | None, str | None]:
             await connection.execute(text(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'"))
             await connection.execute(text("SET LOCAL statement_timeout = 0"))
             await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK_KEY})
-            # Only where it is not there: IF NOT EXISTS asks for the right to make it even so, and an owner may have made it.
+            # Asked first: IF NOT EXISTS wants the right to make it even where an administrator has made it.
             if await connection.scalar(text("SELECT to_regnamespace('chatledger') IS NULL")):
                 await connection.execute(text("CREATE SCHEMA chatledger"))
             return await connection.run_sync(_run, revision)

@@ -110,6 +110,7 @@ def test_a_locale_without_letters_beyond_ascii_is_told_and_search_still_finds(po
     run_sql(postgres_url, f"CREATE DATABASE {name} TEMPLATE template0 LOCALE_PROVIDER libc LOCALE 'C'")
     url = database_at(postgres_url, name)
     try:
+        assert "knows no letters beyond ASCII" in complaints(url)[0].what, "before there are trigrams to ask, too"
         schema.migrate(url)
         (problem,) = complaints(url)
         assert "knows no letters beyond ASCII" in problem.what

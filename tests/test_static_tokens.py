@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -25,8 +26,10 @@ US = "https://ledger.example/mcp"
 
 
 @pytest.fixture
-def tokens(store: ConversationStore) -> TokenStore:
-    return TokenStore(store)
+async def tokens(store: ConversationStore) -> AsyncIterator[TokenStore]:
+    opened = TokenStore(store)
+    yield opened
+    await opened.aclose()
 
 
 async def sql(url: str, statement: str, *args: Any) -> list[Any]:
