@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+from sqlalchemy import make_url
 
 from chatledger.storage import ConversationStore, NewMessage, schema
 from chatledger.storage.embedded import temporary
 from chatledger.storage.search_text import INDEXED, SEARCHED, indexed
 
 USER = "user-0"
+APPENDS = 3_000  # in a round: twice as many as fill the list of waiting entries with these texts
 HAN = "".join(chr(0x4E00 + n) for n in range(2_000))
 
 
@@ -114,13 +116,17 @@ async def measure(url: str, rounds: int) -> None:
         "ORDER BY created_at LIMIT 1"
     )
     two = " ".join(phrase.split()[4:6])
+    pair = await connection.fetchval(
+        f"SELECT substring(content FROM 30 FOR 2) FROM chatledger.messages WHERE user_id = '{USER}' "
+        "AND content ~ '^[一-龥]' ORDER BY created_at LIMIT 1"
+    )
     queries = {
         "a rare word": (rare, [rare]),
         "a word in 700 messages": (middle, [middle]),
         "a common word": (common, [common]),
         "a phrase": (f'"{two}"', [two]),
         "a substring": (middle[1:5], [middle[1:5]]),
-        "two Chinese characters": (HAN[700] + HAN[701], [HAN[700] + HAN[701]]),
+        "two Chinese characters": (pair, [pair]),
         "one Chinese character": (HAN[700], [HAN[700]]),
         "two letters, which no message has": ("qz", ["qz"]),
         "nothing": ("zzzqqq", ["zzzqqq"]),
@@ -150,30 +156,47 @@ async def measure(url: str, rounds: int) -> None:
 
 
 async def append_cost(url: str, rounds: int) -> None:
-    """CPU of the database for an append, with the search index and after dropping it, in one run."""
+    """CPU of the database for an append, with the search index and without it, in two databases by turns.
+
+    New entries of the index wait in a list that one append in some thousand merges into it: with fewer appends in a
+    round its larger half is not seen.
+    """
     connection = await asyncpg.connect(url)
-    index = await connection.fetchval("SELECT indexdef FROM pg_indexes WHERE indexname = 'messages_search'")
     some = texts(2_000)
     figures: dict[str, list[float]] = {"with": [], "without": []}
-    async with ConversationStore.at(url) as store:
-        store.database._pool_size, store.database._pool_overflow = 1, 0
-        await store.get_or_create_conversation("appender")
-        pid = (await store.database.read(_query("SELECT pg_backend_pid()")))[0][0]
-        for number_of_round in range(rounds):
-            for which in ("with", "without"):
-                await connection.execute("DROP INDEX IF EXISTS chatledger.messages_search")
-                if which == "with":
-                    await connection.execute(index)
-                before = cpu(pid)
-                for number in range(500):
-                    content = some[(number_of_round * 500 + number) % len(some)]
-                    await store.append_message("appender", 1, NewMessage(role="user", content=content))
-                figures[which].append((cpu(pid) - before) / 500)
-    await connection.execute(index)
+    slowest = dict.fromkeys(figures, 0.0)
+    stores, processes = {}, {}
+    for which in figures:
+        await connection.execute(f"CREATE DATABASE appends_{which}")
+        place = make_url(url).set(database=f"appends_{which}").render_as_string(hide_password=False)
+        await asyncio.to_thread(schema.migrate, place)
+        stores[which] = ConversationStore.at(place)
+        stores[which].database._pool_size, stores[which].database._pool_overflow = 1, 0
+        await stores[which].get_or_create_conversation("appender")
+        processes[which] = (await stores[which].database.read(_query("SELECT pg_backend_pid()")))[0][0]
+    await stores["without"].database.write(_query("DROP INDEX chatledger.messages_search"), repeatable=False)
+    for number_of_round in range(rounds + 1):  # the first is not counted
+        for which, store in stores.items():
+            began = last = cpu(processes[which])
+            for number in range(APPENDS):
+                content = some[(number_of_round * 500 + number) % len(some)]
+                await store.append_message("appender", 1, NewMessage(role="user", content=content))
+                now = cpu(processes[which])
+                slowest[which], last = max(slowest[which], now - last), now
+            if number_of_round:
+                figures[which].append((last - began) / APPENDS)
+    for which, store in stores.items():
+        await store.aclose()
+        await connection.execute(f"DROP DATABASE appends_{which}")
     await connection.close()
-    ratio = statistics.median(one / other for one, other in zip(figures["with"], figures["without"], strict=True))
+    ratios = sorted(one / other for one, other in zip(figures["with"], figures["without"], strict=True))
     with_, without = (statistics.median(figures[which]) for which in ("with", "without"))
-    print(f"append: {with_:.0f} us of the database's CPU with the index, {without:.0f} without: {ratio:.2f} x")
+    print(
+        f"append: {with_:.0f} us of the database's CPU with the index, {without:.0f} without: "
+        f"{statistics.median(ratios):.2f} x ({ratios[0]:.2f}-{ratios[-1]:.2f}); "
+        f"the slowest one, which merges what waits: {slowest['with'] / 1000:.0f} ms",
+        flush=True,
+    )
 
 
 def _query(sql: str) -> Any:
