@@ -86,13 +86,16 @@ async def over_http(settings: Settings, toolset: str, *, host: str, port: int, s
         address = urlsplit(public)
         hosts, origins = {*LOOPBACK, address.netloc}, {f"http://{name}" for name in LOOPBACK}
         metrics = _metrics(server, store)
+        auth = None if rules is None else ResourceServer(rules, store, public_url=public)
+        if auth is not None:
+            stack.push_async_callback(auth.aclose)  # before the store is closed, which it notes in
         app = make_app(
             server,
             open_routes=[] if metrics is None else [metrics],
             ready=store.ping,
             hosts=hosts | set(settings.allowed_hosts),
             origins=origins | {f"{address.scheme}://{address.netloc}"} | set(settings.allowed_origins),
-            auth=None if rules is None else ResourceServer(rules, store, public_url=public),
+            auth=auth,
         )
         server.observers.add(CallLog(store.database.known_secret, _log))
         store.start()
