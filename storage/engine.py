@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Coroutine
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from chatledger.storage import schema
+from chatledger.storage.connection_queue import ConnectionQueue
 from chatledger.storage.errors import (
     ROLLED_BACK,
     UNKNOWN_OUTCOME,
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
 CALL_SECONDS: Final = 25.0  # one statement with its repeats; below the 28 s that a whole tool call may take
 OPENING_SECONDS: Final = 20.0  # waiting for a database that starts or wakes; clients give up at 60 s
-POOL_SECONDS: Final = 5.0  # waiting for a free connection
 POOL_SIZE, POOL_OVERFLOW = 5, 5  # a small Neon compute takes about a hundred connections; several servers share it
 RECYCLE_SECONDS: Final = 240  # below the 5 minutes after which Neon sleeps
 PAUSES: Final = (0.1, 0.5)  # seconds before what may be sent again is sent the second and the third time
@@ -88,6 +88,7 @@ class Database:
     ) -> None:
         self.source = source
         self._pool_size, self._pool_overflow = pool_size, pool_overflow
+        self._queue = ConnectionQueue(pool_size + pool_overflow)
         self._opening: asyncio.Task[_Open] | None = None
         self._writing: set[asyncio.Task[Any]] = set()
         self._waking: asyncio.Task[None] | None = None
@@ -182,7 +183,7 @@ class Database:
                 yield begun
             broken = False
         finally:
-            await _give_back(connection, broken=broken)
+            await self._give_back(connection, broken=broken)
 
     async def cursor_secret(self) -> bytes:
         """The secret that seals page cursors, the same for every process on this database."""
@@ -232,24 +233,36 @@ class Database:
             broken = not isinstance(state, str) or state.startswith(("08", "57P", "XX"))
             raise
         finally:
-            await _give_back(connection, broken=broken or driver.is_closed())
+            await self._give_back(connection, broken=broken or driver.is_closed())
 
     async def _borrow(self, engine: AsyncEngine) -> PoolProxiedConnection:
-        from sqlalchemy.exc import TimeoutError as PoolTimeout
+        """A connection, in its turn; `_give_back` ends both."""
+        await self._queue.take()
+        try:
+            with self._queue.opening():
+                return await self._live_connection(engine)
+        except BaseException:
+            self._queue.give()
+            raise
 
+    async def _live_connection(self, engine: AsyncEngine) -> PoolProxiedConnection:
         for _ in range(self._pool_size + self._pool_overflow + 1):
             try:
                 connection = await engine.raw_connection()
-            except PoolTimeout as exc:
-                raise Unavailable("all connections to the database are in use; try again shortly") from exc
             except Exception as exc:  # noqa: BLE001  # whatever it was, nothing was sent
                 await self.source.url()  # an embedded server that died comes back here
                 raise _NothingSent from driver_error(exc)
             driver: Any = connection.driver_connection
             if not driver.is_closed():
                 return connection
-            await _give_back(connection, broken=True)  # it died while idle: nothing was sent
+            await _close(connection, broken=True)  # it died while idle: nothing was sent
         raise _NothingSent from ConnectionError("every pooled connection was closed")
+
+    async def _give_back(self, connection: PoolProxiedConnection, *, broken: bool) -> None:
+        try:
+            await _close(connection, broken=broken)
+        finally:
+            self._queue.give()
 
     # ---- opening ---------------------------------------------------------------------------------------------------
 
@@ -288,7 +301,7 @@ class Database:
         try:
             return await schema.read_state(connection.driver_connection)
         finally:
-            await _give_back(connection, broken=False)
+            await self._give_back(connection, broken=False)
 
     async def _borrow_patiently(self, engine: AsyncEngine) -> PoolProxiedConnection:
         patience = _Patience()
@@ -309,7 +322,6 @@ class Database:
             isolation_level="AUTOCOMMIT",
             pool_size=self._pool_size,
             max_overflow=self._pool_overflow,
-            pool_timeout=POOL_SECONDS,
             pool_recycle=RECYCLE_SECONDS,
             pool_reset_on_return=None,  # nothing to undo in autocommit, and a reset is a round trip
             json_deserializer=decode_json,
@@ -343,7 +355,8 @@ async def _fetch_unnamed(connection: PoolProxiedConnection, query: Query) -> lis
     return rows
 
 
-async def _give_back(connection: PoolProxiedConnection, *, broken: bool) -> None:
+async def _close(connection: PoolProxiedConnection, *, broken: bool) -> None:
+    """Give it back to the pool, which keeps it unless it is broken."""
     from sqlalchemy.util import greenlet_spawn
 
     if broken:
