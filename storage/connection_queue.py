@@ -1,7 +1,7 @@
 """Who may use a connection: as many calls at once as there are connections, the others in the order they came.
 
-A call waits for as long as the connections go round, so that a burst of a thousand calls is served, only later; it gives
-up when none came free for a while, for then they are stuck, and waiting would not help.
+A call waits for as long as the connections go round, so that a burst of a thousand calls is served, only later; it
+gives up when none came free for a while, for then they are stuck, and waiting would not help.
 """
 
 from __future__ import annotations

@@ -155,6 +155,10 @@ class Database:
         pool: Any = None if opened is None else opened.engine.pool
         return (0, 0) if pool is None else (pool.checkedout(), pool.checkedin())
 
+    def may_gather(self) -> bool:
+        """Whether one statement may carry the appends of several users."""
+        return self._opened_already() is not None
+
     def known_secret(self) -> bytes | None:
         """As `cursor_secret`, or None while the database is not open: nothing is waited for."""
         opened = self._opened_already()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from chatledger.storage import conversation_queries, limits, message_queries, rows
+from chatledger.storage.append_batcher import AppendBatcher
 from chatledger.storage.engine import Database
 from chatledger.storage.errors import (
     ConversationUnavailable,
@@ -31,6 +32,7 @@ class MessageLog:
     def __init__(self, database: Database, allowed: Limits) -> None:
         self.database = database
         self.limits = allowed
+        self._batcher = AppendBatcher(database, quota=allowed.max_messages_per_conversation)
 
     async def append_message(
         self,
@@ -55,15 +57,22 @@ class MessageLog:
         check_user(user_id)
         check_range("expected_last_seq", expected_last_seq, 0, limits.LAST_SEQ)
         columns = checked_message(message, self.limits)
-        query = message_queries.append_message(
-            user_id,
-            conversation,
-            uuid7(),
-            columns,
-            expected_last_seq=expected_last_seq,
-            quota=self.limits.max_messages_per_conversation,
-        )
-        found = await self._append(user_id, query, [columns], expected_last_seq)
+
+        async def alone() -> list[Any]:
+            query = message_queries.append_message(
+                user_id,
+                conversation,
+                uuid7(),
+                columns,
+                expected_last_seq=expected_last_seq,
+                quota=self.limits.max_messages_per_conversation,
+            )
+            return await self._append(user_id, query, [columns], expected_last_seq)
+
+        if expected_last_seq is None:
+            found = await self._batcher.append(user_id, conversation, columns, alone)
+        else:
+            found = await alone()
         if not found:
             raise await self._why_refused(user_id, conversation, expected_last_seq)
         if not found[0]["same"]:

@@ -7,7 +7,7 @@ from functools import cache
 from uuid import UUID
 
 from chatledger.storage.limits import LAST_SEQ
-from chatledger.storage.query import BODY, MESSAGE, NOW, Query, at
+from chatledger.storage.query import BODY, MESSAGE, NOW, Query, a_number, at
 from chatledger.storage.records import ConversationRef
 from chatledger.storage.validation import MessageColumns
 
@@ -57,6 +57,9 @@ def append_message(
     return at(_APPEND_ONE, user_id, ref, id, *message, expected_last_seq, quota)
 
 
+_INPUT = ", ".join(f"i.{column}" for column in BODY.split(", "))
+_STORED = ", ".join(f"m.{column}" for column in BODY.split(", "))
+
 _APPEND_MANY = f"""
 WITH input AS MATERIALIZED (
   SELECT id, role, content, tool_calls::jsonb, tool_call_id, name, parts::jsonb, metadata::jsonb, client_message_id, ord
@@ -65,8 +68,7 @@ WITH input AS MATERIALIZED (
          WITH ORDINALITY AS x (id, {BODY}, client_message_id, ord)
 ), prior AS MATERIALIZED (
   SELECT m.user_id, m.conversation_id, m.seq, m.id, m.created_at, i.ord,
-         ({", ".join(f"m.{column}" for column in BODY.split(", "))}) IS NOT DISTINCT FROM
-         ({", ".join(f"i.{column}" for column in BODY.split(", "))}) AS same
+         ({_STORED}) IS NOT DISTINCT FROM ({_INPUT}) AS same
     FROM input i
     JOIN chatledger.messages m
       ON m.user_id = $1 AND m.conversation_id = {{target}} AND m.client_message_id = i.client_message_id
@@ -111,6 +113,81 @@ def append_messages(
     """
     columns = zip(*messages, strict=True)
     return at(_APPEND_MANY, user_id, ref, list(ids), *(list(column) for column in columns), expected_last_seq, quota)
+
+
+# It waits for nobody: a conversation that another writer holds at this moment is passed over, so that one user's busy
+# conversation holds up no other's, and two batches never wait for each other.
+_APPEND_BATCH = f"""
+WITH input AS MATERIALIZED (
+  SELECT x.user_id, coalesce(x.conversation_id, (SELECT c.id FROM chatledger.conversations c
+                                                  WHERE c.user_id = x.user_id AND c.number = x.number))
+         AS conversation_id,
+         x.id, role, content, tool_calls::jsonb, tool_call_id, name, parts::jsonb, metadata::jsonb, client_message_id,
+         ord
+    FROM unnest($1::text[], $2::uuid[], $3::bigint[], $4::uuid[], $5::text[], $6::text[], $7::text[], $8::text[],
+                $9::text[], $10::text[], $11::text[], $12::text[])
+         WITH ORDINALITY AS x (user_id, conversation_id, number, id, {BODY}, client_message_id, ord)
+), prior AS MATERIALIZED (
+  SELECT m.user_id, m.conversation_id, m.seq, m.id, m.created_at, i.ord,
+         ({_STORED}) IS NOT DISTINCT FROM ({_INPUT}) AS same
+    FROM input i
+    JOIN chatledger.messages m ON m.user_id = i.user_id AND m.conversation_id = i.conversation_id
+                              AND m.client_message_id = i.client_message_id
+), todo AS MATERIALIZED (
+  SELECT i.*, row_number() OVER (PARTITION BY user_id, conversation_id ORDER BY ord)::integer AS nth
+    FROM input i
+   WHERE NOT EXISTS (SELECT FROM prior p WHERE p.ord = i.ord)
+), locked AS MATERIALIZED (
+  SELECT c.user_id, c.id, w.added
+    FROM (SELECT user_id, conversation_id, max(nth) AS added FROM todo GROUP BY 1, 2) w
+    JOIN chatledger.conversations c ON c.user_id = w.user_id AND c.id = w.conversation_id
+     FOR NO KEY UPDATE OF c SKIP LOCKED
+), head AS (
+  UPDATE chatledger.conversations c
+     SET last_seq = c.last_seq + l.added, updated_at = greatest(statement_timestamp(), c.updated_at)
+    FROM locked l
+   WHERE c.user_id = l.user_id AND c.id = l.id AND ($13::bigint IS NULL OR c.last_seq + l.added <= $13)
+  RETURNING c.user_id, c.id, c.last_seq - l.added AS base, c.updated_at
+), numbered AS MATERIALIZED (
+  SELECT t.*, h.base + t.nth AS seq, h.updated_at AS created_at
+    FROM todo t
+    JOIN head h ON h.user_id = t.user_id AND h.id = t.conversation_id
+), added AS (
+  INSERT INTO chatledger.messages ({MESSAGE})
+  SELECT {MESSAGE} FROM numbered
+)
+SELECT user_id, conversation_id, seq, id, created_at, ord, true AS same, false AS deduplicated FROM numbered
+UNION ALL
+SELECT *, true FROM prior
+"""
+
+
+def append_batch(
+    user_ids: Sequence[str],
+    refs: Sequence[UUID | int],
+    ids: Sequence[UUID],
+    messages: Sequence[MessageColumns],
+    *,
+    quota: int | None,
+) -> Query:
+    """Append messages of many users to many conversations: each as by `append_message` without an expectation.
+
+    Rows carry the user and `ord`, counted from 1. A message without a row was not stored, because it is refused or its
+    conversation is locked: append it alone. Each row of a table is reached by the user of its own message. No key may
+    come twice. Index: as append_message.
+    """
+    columns = zip(*messages, strict=True)
+    return Query(
+        _APPEND_BATCH,
+        (
+            list(user_ids),
+            [ref if isinstance(ref, UUID) else None for ref in refs],
+            [None if isinstance(ref, UUID) else a_number(ref) for ref in refs],
+            list(ids),
+            *(list(column) for column in columns),
+            quota,
+        ),
+    )
 
 
 # ---- load ---------------------------------------------------------------------------------------------------------

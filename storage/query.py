@@ -45,7 +45,12 @@ def at(sql: str, user_id: str, ref: ConversationRef | None, *args: object) -> Qu
         return Query(_aimed(sql, LATEST), (user_id, None, *args))
     if isinstance(ref, UUID):
         return Query(_aimed(sql, BY_ID), (user_id, ref, *args))
-    return Query(_aimed(sql, BY_NUMBER), (user_id, ref if 0 < ref <= _LAST_NUMBER else 0, *args))
+    return Query(_aimed(sql, BY_NUMBER), (user_id, a_number(ref), *args))
+
+
+def a_number(number: int) -> int:
+    """The number of a conversation as Postgres can compare it; 0, which is nobody's, for one that it cannot."""
+    return number if 0 < number <= _LAST_NUMBER else 0
 
 
 @cache

@@ -66,7 +66,8 @@ class ConversationStore(MessageSearch):
 
     async def aclose(self) -> None:
         """Finish what is being written, and disconnect."""
-        await self.database.aclose()
+        async with self._batcher.closing():
+            await self.database.aclose()
 
     async def create_conversation(
         self,

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from chatledger.storage import ConversationStore, connection_queue
+from chatledger.storage import connection_queue
 from chatledger.storage.connection_queue import ConnectionQueue
 from chatledger.storage.engine import Database
 from chatledger.storage.errors import Unavailable

