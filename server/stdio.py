@@ -1,4 +1,4 @@
-"""The stdio transport: the SDK's, which answers nothing to a line that it cannot read, with an answer to that."""
+"""The stdio transport. Every line that the client sends is answered, also one that cannot be read."""
 
 from __future__ import annotations
 
@@ -6,39 +6,53 @@ import json
 from typing import Any
 
 import anyio
-from mcp.server import MCPServer
 from mcp.server.stdio import stdio_server
 from mcp.shared.message import SessionMessage
 from mcp.types import PARSE_ERROR, ErrorData, JSONRPCError, jsonrpc_message_adapter
 from pydantic import ValidationError
 
+from chatledger.server import stdio_pipes
+from chatledger.server.app import LedgerServer
 
-async def serve_stdio(server: MCPServer[Any]) -> None:
+
+async def serve_stdio(server: LedgerServer) -> None:
     """Serve the process's stdin and stdout until stdin ends. Nothing else that is printed meanwhile reaches stdout."""
-    inner = server._lowlevel_server  # no public way to hand MCPServer its streams; a test holds it
+    if stdio_pipes.usable():
+        async with stdio_pipes.opened(_reread) as (incoming, outgoing):
+            await server.run_streams(incoming, outgoing)
+    else:
+        await _serve_anything(server)
+
+
+async def _serve_anything(server: LedgerServer) -> None:
+    """Over the SDK's transport, which can also be a file or a terminal, and answers nothing to what it cannot read."""
     to_server, from_client = anyio.create_memory_object_stream[SessionMessage | Exception](0)
     async with stdio_server() as (incoming, outgoing), anyio.create_task_group() as tasks:
 
         async def pass_on() -> None:
             async with to_server:
                 async for item in incoming:
-                    message = _reread(item) if isinstance(item, Exception) else item
+                    message = _reread_error(item) if isinstance(item, Exception) else item
                     if isinstance(message.message, JSONRPCError) and isinstance(item, Exception):
                         await outgoing.send(message)
                     else:
                         await to_server.send(message)
 
         tasks.start_soon(pass_on)
-        await inner.run(from_client, outgoing, inner.create_initialization_options())
+        await server.run_streams(from_client, outgoing)
         tasks.cancel_scope.cancel()
 
 
-def _reread(unread: Exception) -> SessionMessage:
+def _reread_error(unread: Exception) -> SessionMessage:
+    line = unread.errors(include_url=False)[0]["input"] if isinstance(unread, ValidationError) else None
+    return _reread(line)
+
+
+def _reread(line: Any) -> SessionMessage:
     """The message after all, where Python's parser is more lenient (half a surrogate pair); else the error to send.
 
     So every request that can be told apart gets an answer under its own id, and no client waits for one in vain.
     """
-    line = unread.errors(include_url=False)[0]["input"] if isinstance(unread, ValidationError) else None
     try:
         read = json.loads(line) if isinstance(line, str | bytes) else line
     except (ValueError, RecursionError):

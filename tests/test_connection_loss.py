@@ -73,7 +73,7 @@ async def test_an_append_with_an_id_is_settled_within_the_call(
     assert [receipt.seq for receipt in receipts] == [1, 2, 3]
     found = await store.get_chat_history("alice", 1)
     assert [(message.seq, message.id) for message in found] == [(receipt.seq, receipt.id) for receipt in receipts]
-    assert (await contents(store, "bob"), pool(store).checkedout()) == ([], 0)
+    assert (await contents(store, "bob"), store.database.connections()[0]) == ([], 0)
 
 
 async def test_an_append_that_is_cut_off_while_it_waits_is_stored_once(
@@ -169,9 +169,9 @@ async def test_a_cancelled_caller_leaves_a_stored_message_and_a_whole_pool(
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-    await until(lambda: not store.database._writing and not pool(store).checkedout())
+    await until(lambda: not store.database._writing and not store.database.connections()[0])
     assert sorted(await contents(store), key=int) == [str(number) for number in range(1, 11)]
-    assert pool(store).checkedout() == 0
+    assert store.database.connections()[0] == 0
 
 
 async def test_closing_waits_for_what_a_cancelled_caller_had_sent(proxy: WireProxy, database_url: str) -> None:
@@ -205,9 +205,9 @@ async def test_300_cancels_at_random_moments_leave_the_pool_whole(store: Convers
             task.cancel()
         for outcome in await asyncio.gather(*tasks, return_exceptions=True):
             assert outcome is None or isinstance(outcome, asyncio.CancelledError), outcome
-    await until(lambda: not store.database._writing and not pool(store).checkedout())
+    await until(lambda: not store.database._writing and not store.database.connections()[0])
     proxy.delay = 0.0
-    assert pool(store).checkedout() == 0
+    assert store.database.connections()[0] == 0
     for user in ("alice", "bob"):
         answers = await asyncio.gather(*(contents(store, user) for _ in range(20)))
         assert {content for answer in answers for content in answer} == {user}
@@ -262,7 +262,7 @@ async def test_connections_killed_while_idle_fail_no_call(store: ConversationSto
     )
     for count in range(1, 4):
         await asyncio.gather(*(contents(store) for _ in range(8)))
-        assert pool(store).checkedin() > 1
+        assert store.database.connections()[1] > 1
         assert len(await asyncio.to_thread(run_sql, database_url, kill)) > 1
         assert (await store.append_message("alice", 1, HELLO)).seq == count
 
@@ -285,7 +285,7 @@ async def test_after_a_black_hole_the_next_calls_work_at_once(
     monkeypatch.undo()
     for _ in range(6):
         assert await asyncio.wait_for(contents(store), 5) == []
-    assert pool(store).checkedout() == 0
+    assert store.database.connections()[0] == 0
 
 
 async def test_a_refusal_by_the_database_costs_no_connection(store: ConversationStore, proxy: WireProxy) -> None:

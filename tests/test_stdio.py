@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ import pytest
 from mcp import Client, StdioServerParameters
 from mcp.client.stdio import stdio_client
 
+from chatledger.server.stdio_pipes import LONGEST_LINE
 from tests.postgres_processes import empty_root, ready_root
 from tests.test_tools import call
 
@@ -49,6 +51,17 @@ async def noisy(self, *args, **kwargs):
     warnings.warn("a stray warning")
     return await quiet(self, *args, **kwargs)
 ConversationStore.list_conversations = noisy
+cli.main(["serve"])
+"""
+
+ANYTHING = """
+from chatledger.server import cli, stdio_pipes
+
+stdio_pipes.usable = lambda: False  # as where stdin is a file or a terminal
+"""
+
+PLAIN = """
+from chatledger.server import cli
 cli.main(["serve"])
 """
 
@@ -251,8 +264,16 @@ def test_two_servers_that_start_at_once_on_a_fresh_directory_share_it_and_mix_no
         assert [alice.leave(), bob.leave()] == [0, 0]
 
 
-def test_nothing_but_messages_reaches_stdout_whatever_is_printed(era: str, tmp_path: Path, database_url: str) -> None:
-    command = [sys.executable, "-c", NOISY]
+@pytest.fixture(params=["", ANYTHING], ids=["pipes", "anything"])
+def transport(request: pytest.FixtureRequest) -> str:
+    """What comes before a server's own code to choose how it reads and writes."""
+    return str(request.param)
+
+
+def test_nothing_but_messages_reaches_stdout_whatever_is_printed(
+    era: str, tmp_path: Path, database_url: str, transport: str
+) -> None:
+    command = [sys.executable, "-c", transport + NOISY]
     with served(era, tmp_path, command=command, DATABASE_URL=database_url) as server:
         for _ in range(2):
             assert server.call("list_conversations") == {"conversations": []}
@@ -262,8 +283,9 @@ def test_nothing_but_messages_reaches_stdout_whatever_is_printed(era: str, tmp_p
             assert f"a stray {stray}" in log
 
 
-def test_a_line_that_is_no_message_does_not_end_it(era: str, tmp_path: Path, database_url: str) -> None:
-    with served(era, tmp_path, DATABASE_URL=database_url) as server:
+def test_a_line_that_is_no_message_does_not_end_it(era: str, tmp_path: Path, database_url: str, transport: str) -> None:
+    command = [sys.executable, "-c", transport + PLAIN]
+    with served(era, tmp_path, command=command, DATABASE_URL=database_url) as server:
         server.call("create_conversation")
         for junk in (b"", b"junk", b"[]", b"\xff\xfe", b"\x00", b'{"jsonrpc": "2.0"', b"[" * 10_000, b'"\\ud800"'):
             server.stdin.write(junk + b"\n")
@@ -275,8 +297,11 @@ def test_a_line_that_is_no_message_does_not_end_it(era: str, tmp_path: Path, dat
         assert "Traceback" not in server.log.read_text()
 
 
-def test_a_request_with_a_lone_surrogate_is_answered(era: str, tmp_path: Path, database_url: str) -> None:
-    with served(era, tmp_path, DATABASE_URL=database_url) as server:
+def test_a_request_with_a_lone_surrogate_is_answered(
+    era: str, tmp_path: Path, database_url: str, transport: str
+) -> None:
+    command = [sys.executable, "-c", transport + PLAIN]
+    with served(era, tmp_path, command=command, DATABASE_URL=database_url) as server:
         broken = server.send("tools/call", name="create_conversation", arguments={"title": "half \ud800"})
         good = server.send("tools/call", name="list_conversations", arguments={})
         answers = [server.message()]
@@ -284,3 +309,50 @@ def test_a_request_with_a_lone_surrogate_is_answered(era: str, tmp_path: Path, d
             answers.append(server.message())
         assert broken in [answer.get("id") for answer in answers]
         assert answers[0]["result"]["structuredContent"]["error"]["code"] == "invalid_argument"
+
+
+def test_a_file_is_served_to_a_file(tmp_path: Path) -> None:
+    request = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": HELLO}
+    (tmp_path / "in").write_text(json.dumps(request) + "\n")
+    with (tmp_path / "in").open() as stdin, (tmp_path / "out").open("w") as stdout:
+        code = subprocess.run(
+            [CHATLEDGER, "serve"], stdin=stdin, stdout=stdout, env=environment(tmp_path), timeout=60, check=False
+        ).returncode
+    assert code == 0
+    answer = json.loads((tmp_path / "out").read_text())
+    assert answer["result"]["serverInfo"]["name"] == "chatledger"
+
+
+def test_a_line_over_the_limit_is_refused_and_the_next_one_served(tmp_path: Path, database_url: str) -> None:
+    with served("legacy", tmp_path, DATABASE_URL=database_url) as server:
+        server.call("create_conversation")
+        writing = threading.Thread(target=server.stdin.write, args=(b"x" * (LONGEST_LINE + 5_000_000) + b"\n",))
+        writing.start()
+        refused = server.message()
+        writing.join()
+        assert (refused["id"], refused["error"]["code"]) == (None, -32700)
+        assert server.call("append_message", conversation_id=1, role="user", content="next")["seq"] == 1
+        assert server.leave() == 0
+
+
+def test_a_client_that_is_behind_with_reading_gets_every_answer_in_the_end(tmp_path: Path, database_url: str) -> None:
+    with served("legacy", tmp_path, DATABASE_URL=database_url) as server:
+        server.call("create_conversation")
+        for _ in range(5):
+            server.call("append_message", conversation_id=1, role="user", content="x" * 10_000)
+        asked = [server.send("tools/call", name="load_history", arguments={"max_tokens": 200_000}) for _ in range(100)]
+        found = [server.message() for _ in asked]  # ten megabytes, which no pipe holds
+        assert sorted(message["id"] for message in found) == asked
+        assert all(len(message["result"]["structuredContent"]["messages"]) == 5 for message in found)
+        assert server.leave() == 0
+
+
+def test_a_client_that_never_reads_does_not_keep_the_server_from_ending(tmp_path: Path, database_url: str) -> None:
+    with served("legacy", tmp_path, DATABASE_URL=database_url) as server:
+        server.call("create_conversation")
+        for _ in range(5):
+            server.call("append_message", conversation_id=1, role="user", content="x" * 10_000)
+        for _ in range(20):
+            server.send("tools/call", name="load_history", arguments={"max_tokens": 200_000})
+        server.stdin.close()
+        assert server.process.wait(AT_THE_END + 5) == 0

@@ -1,0 +1,169 @@
+"""What does a call cost over stdio beside a tool that does nothing, served by the SDK as it comes?
+
+uv run python benchmarks/protocol.py [--rounds 7] [--calls 1024] [--short]
+
+Two servers are driven side by side by the least client there can be, one JSON line out and one in: chatledger with its
+embedded Postgres, and an `MCPServer` with one tool that has the arguments and the answer of an append and does nothing.
+Rounds alternate. CPU is the server process's own, all threads; ratios are medians of the rounds, with their range.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import results
+from mcp.server import MCPServer
+from mcp.types import CallToolResult, TextContent
+
+ARGUMENTS = {"conversation_id": 1, "role": "user", "content": "x" * 300}
+
+
+def serve_nothing() -> None:
+    """The stock server: one tool that answers what an append answers."""
+    server: MCPServer[Any] = MCPServer("nothing", log_level="WARNING")
+    data = {"conversation_id": "c" * 36, "seq": 1, "id": "i" * 36, "created_at": "t" * 27, "deduplicated": False}
+
+    @server.tool(structured_output=False)
+    async def append_message(conversation_id: int, role: str, content: str) -> CallToolResult:
+        """Do nothing."""
+        text = TextContent(type="text", text=json.dumps(data, separators=(",", ":")))
+        return CallToolResult(content=[text], structured_content=data)
+
+    server.run()
+
+
+class BareClient:
+    """One JSON line out, one line in."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process, self.last = process, 0
+        self.waiting: dict[int, asyncio.Future[bytes]] = {}
+        self.task = asyncio.create_task(self._read())
+
+    @classmethod
+    async def start(cls, *command: str, **settings: str) -> BareClient:
+        pipe = asyncio.subprocess.PIPE
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=pipe,
+            stdout=pipe,
+            stderr=asyncio.subprocess.DEVNULL,
+            limit=1 << 26,
+            env=os.environ | settings,
+        )
+        client = cls(process)
+        info = {"name": "bare", "version": "1"}
+        await client.request("initialize", {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": info})
+        client.send({"method": "notifications/initialized"})
+        return client
+
+    def send(self, message: dict[str, Any]) -> None:
+        assert self.process.stdin
+        self.process.stdin.write(json.dumps({"jsonrpc": "2.0", **message}).encode() + b"\n")
+
+    async def request(self, method: str, params: dict[str, Any]) -> bytes:
+        """The line that answers."""
+        self.last += 1
+        answer = self.waiting[self.last] = asyncio.get_running_loop().create_future()
+        self.send({"id": self.last, "method": method, "params": params})
+        return await asyncio.wait_for(answer, 60)
+
+    async def call(self, tool: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        answer: dict[str, Any] = json.loads(await self.request("tools/call", {"name": tool, "arguments": arguments}))
+        assert not answer["result"].get("isError"), answer
+        structured: dict[str, Any] = answer["result"]["structuredContent"]
+        return structured
+
+    async def _read(self) -> None:
+        assert self.process.stdout
+        while line := await self.process.stdout.readline():
+            number = line.partition(b'"id":')[2].partition(b",")[0]  # the SDK writes it at the beginning
+            self.waiting.pop(int(number)).set_result(line)
+
+    async def stop(self) -> None:
+        assert self.process.stdin
+        self.process.stdin.close()
+        await asyncio.wait_for(self.process.wait(), 20)
+        await self.task
+
+    def cpu_us(self) -> float:
+        """CPU time of the server process so far, all threads (Linux)."""
+        threads = Path(f"/proc/{self.process.pid}/task").iterdir()
+        return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1000
+
+
+async def one_round(client: BareClient, callers: int, calls: int) -> tuple[float, float]:
+    """CPU of the server in microseconds a call, and calls a second."""
+    each = max(1, calls // callers)
+
+    async def work() -> None:
+        for _ in range(each):
+            await client.call("append_message", ARGUMENTS)
+
+    cpu, began = client.cpu_us(), time.perf_counter()
+    await asyncio.gather(*(work() for _ in range(callers)))
+    return (client.cpu_us() - cpu) / (each * callers), each * callers / (time.perf_counter() - began)
+
+
+def told(ratios: list[float]) -> str:
+    """The median, and the range."""
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+
+
+async def measure(rounds: int, calls: int) -> list[dict[str, Any]]:
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        chatledger = str(Path(sys.executable).with_name("chatledger"))
+        ours = await BareClient.start(chatledger, "serve", CHATLEDGER_DATA_DIR=folder)
+        stock = await BareClient.start(sys.executable, __file__, "--serve-nothing")
+        await ours.call("create_conversation", {})
+        for client in (ours, stock):
+            await one_round(client, 8, 64)  # warm
+        for callers in (1, 64):
+            cpus, rates, seen = [], [], []
+            for _ in range(rounds):
+                cpu, rate = await one_round(ours, callers, calls)
+                stock_cpu, stock_rate = await one_round(stock, callers, calls)
+                cpus.append(cpu / stock_cpu)
+                rates.append(rate / stock_rate)
+                seen.append((cpu, stock_cpu, rate, stock_rate))
+            medians = [round(statistics.median(column)) for column in zip(*seen, strict=True)]
+            print(
+                f"| append, {callers} callers | CPU {told(cpus)} | rate {told(rates)} | "
+                f"{medians[0]} for {medians[1]} us, {medians[2]:,} for {medians[3]:,} calls/s |",
+                flush=True,
+            )
+            found.append({"callers": callers, "cpu": statistics.median(cpus), "rate": statistics.median(rates)})
+        await ours.stop()
+        await stock.stop()
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--calls", type=int, default=1024, help="of one side of a round")
+    parser.add_argument("--short", action="store_true", help="only to show that it works")
+    parser.add_argument("--serve-nothing", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.serve_nothing:
+        serve_nothing()
+        return
+    load = os.getloadavg()[0]
+    print("| what | over the stock no-op | | medians |\n|---|---|---|---|")
+    figures = asyncio.run(measure(1 if args.short else args.rounds, 64 if args.short else args.calls))
+    if not args.short:
+        results.write("protocol", figures, load_before=load)
+
+
+if __name__ == "__main__":
+    main()
