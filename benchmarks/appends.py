@@ -1,6 +1,6 @@
 """What does an append cost over a bare INSERT, and what do many callers gain by sharing statements?
 
-uv run python benchmarks/appends.py [--rounds 7] [--seconds 0.5] [--short]
+uv run python -m benchmarks.appends [--rounds 7] [--seconds 0.5] [--short]
 
 One caller: `append_message` of the store against the INSERT of the same bytes into a table with nothing but columns, in
 autocommit, by asyncpg alone. Then many callers at once, with and without gathering, each on a conversation of its own,
@@ -20,8 +20,8 @@ from typing import Any
 from uuid import uuid4
 
 import asyncpg
-import results
 
+from benchmarks import results
 from chatledger.storage import ConversationStore, NewMessage, schema
 from chatledger.storage.embedded import temporary
 

@@ -1,6 +1,6 @@
 """What does a call cost over stdio beside a tool that does nothing, served by the SDK as it comes?
 
-uv run python benchmarks/protocol.py [--rounds 7] [--calls 1024] [--short]
+uv run python -m benchmarks.protocol [--rounds 7] [--calls 1024] [--short]
 
 Two servers are driven side by side by the least client there can be, one JSON line out and one in: chatledger with its
 embedded Postgres, and an `MCPServer` with one tool that has the arguments and the answer of an append and does nothing.
@@ -20,9 +20,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import results
 from mcp.server import MCPServer
 from mcp.types import CallToolResult, TextContent
+
+from benchmarks import results
 
 ARGUMENTS = {"conversation_id": 1, "role": "user", "content": "x" * 300}
 
@@ -124,7 +125,7 @@ async def measure(rounds: int, calls: int) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         chatledger = str(Path(sys.executable).with_name("chatledger"))
         ours = await BareClient.start(chatledger, "serve", CHATLEDGER_DATA_DIR=folder)
-        stock = await BareClient.start(sys.executable, __file__, "--serve-nothing")
+        stock = await BareClient.start(sys.executable, "-m", "benchmarks.protocol", "--serve-nothing")
         await ours.call("create_conversation", {})
         for client in (ours, stock):
             await one_round(client, 8, 64)  # warm

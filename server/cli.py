@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import NoReturn
 
-from chatledger.server import serving, token_commands, transfer_commands
+from chatledger.server import migrate_command, retention_command, serving, token_commands, transfer_commands
 from chatledger.server.settings import Settings, SettingsError, load_settings
 from chatledger.storage.embedded import EmbeddedError, EmbeddedPostgres
 from chatledger.storage.errors import StorageError
@@ -60,20 +60,14 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--toolset", choices=["core", "full", "readonly"], help="which tools to offer (default: full)")
     serve.set_defaults(run=_serve)
 
-    migrate = commands.add_parser("migrate", help="create or upgrade the tables in the database")
-    how = migrate.add_mutually_exclusive_group()
-    how.add_argument("--check", action="store_true", help="change nothing; exit 1 unless the schema is current")
-    how.add_argument("--sql", action="store_true", help="print the SQL for an empty database, run nothing")
-    how.add_argument(
-        "--to", metavar="REV", default="head", help="the revision to end at, or base (default: the newest)"
-    )
-    migrate.set_defaults(run=_migrate)
+    migrate_command.add_to(commands)
 
     doctor = commands.add_parser("doctor", help="say which database is used, and what is wrong with it")
     doctor.add_argument("--json", action="store_true", help="for programs")
     doctor.set_defaults(run=_doctor)
 
     transfer_commands.add_to(commands)
+    retention_command.add_to(commands)
     token_commands.add_to(commands)
 
     database = commands.add_parser("database", help="the embedded Postgres")
@@ -83,14 +77,6 @@ def _parser() -> argparse.ArgumentParser:
     stop = actions.add_parser("stop", help="stop it; the next call of a running server starts it again")
     stop.set_defaults(run=_database_stop)
     return parser
-
-
-def _where(settings: Settings) -> str:
-    if settings.database_url is None:
-        return f"embedded Postgres in {EmbeddedPostgres(settings.data_dir).data_directory.parent}"
-    from chatledger.storage.database_url import masked
-
-    return masked(settings.database_url.get_secret_value())
 
 
 def _serve(args: argparse.Namespace, settings: Settings) -> int:
@@ -111,46 +97,13 @@ def _serve(args: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
-def _migrate(args: argparse.Namespace, settings: Settings) -> int:
-    from chatledger.storage import schema
-
-    if args.sql:
-        print(schema.migration_sql())
-        return 0
-    if args.check:
-        return _check_schema(settings)
-    source = settings.database_source
-    direct = settings.direct_database_url
-    print(f"database   {_where(settings)}", file=sys.stderr)
-    url = asyncio.run(source.url()) if direct is None else direct.get_secret_value()
-    try:
-        before, after = schema.migrate(url, args.to)
-    except ValueError as exc:
-        _fail(str(exc), 2)
-    if before == after:
-        print(f"schema     {after or 'none'}, nothing to do", file=sys.stderr)
-    else:
-        print(f"schema     {before or 'none'} -> {after or 'none'}", file=sys.stderr)
-    return 0
-
-
-def _check_schema(settings: Settings) -> int:
-    from chatledger.storage import schema
-    from chatledger.storage.diagnosis import diagnose
-
-    found = asyncio.run(diagnose(settings.database_source, _where(settings)))
-    if found.server_version is None:
-        _fail(found.problems[0].what, 1)
-    print(f"schema     {found.revision or 'none'}; this version needs {schema.REVISION}", file=sys.stderr)
-    return 0 if found.revision == schema.REVISION else 1
-
-
 def _doctor(args: argparse.Namespace, settings: Settings) -> int:
-    from chatledger.server.doctor import report
+    from chatledger.server.doctor import examine, report
     from chatledger.storage.diagnosis import diagnose
 
-    found = asyncio.run(diagnose(settings.database_source, _where(settings)))
-    print(report(found, settings, as_json=args.json))
+    found = asyncio.run(diagnose(settings.database_source, settings.database_place))
+    found, auth = asyncio.run(examine(found, settings))
+    print(report(found, auth, settings, as_json=args.json))
     return 1 if found.problems else 0
 
 

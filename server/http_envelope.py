@@ -1,7 +1,7 @@
-"""Whether a body posted to `/mcp` is one JSON-RPC message, checked before the SDK looks at it.
+"""Whether a body posted to `/mcp` or `/messages/` is one JSON-RPC message, checked before the SDK looks at it.
 
 For the older revisions the SDK takes a request with a malformed id for a notification, answers it with 202, and repeats
-what was sent in the error for a batch.
+what was sent in the error for a batch or for parameters that are no object. Over SSE it writes it into the log as well.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ ID_CHARS: Final = 256  # chosen: clients count, or send a UUID
 
 _SENTENCES: Final = {
     PARSE_ERROR: "the body is not JSON",
-    INVALID_REQUEST: "the body must be a single JSON-RPC message, whose id, if any, is a string or an integer",
+    INVALID_REQUEST: "the body must be a single JSON-RPC message; its id, if any, is a string or an integer, "
+    "its params or its result, if any, an object",
 }
 
 
@@ -39,12 +40,27 @@ def _fault(body: bytes) -> int | None:
         return INVALID_REQUEST
     if "id" in message and not _is_id(message["id"]):
         return INVALID_REQUEST
-    if "method" in message:
-        return None if isinstance(message["method"], str) else INVALID_REQUEST
-    return None if "result" in message or "error" in message else INVALID_REQUEST
+    return None if (_is_asked(message) if "method" in message else _is_answered(message)) else INVALID_REQUEST
+
+
+def _is_asked(message: dict[str, Any]) -> bool:
+    return isinstance(message["method"], str) and isinstance(message.get("params"), dict | None)
+
+
+def _is_answered(message: dict[str, Any]) -> bool:
+    if "id" not in message:
+        return False
+    if "result" in message:
+        return isinstance(message["result"], dict)
+    error = message.get("error")
+    return isinstance(error, dict) and _is_int(error.get("code")) and isinstance(error.get("message"), str)
 
 
 def _is_id(value: Any) -> bool:
     if isinstance(value, str):
         return len(value) <= ID_CHARS
+    return _is_int(value)
+
+
+def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= 2**53

@@ -24,6 +24,7 @@ DISCARDED_BYTES: Final = 4 * BODY_BYTES  # chosen: read and thrown away before a
 BODY_SECONDS: Final = 10.0  # the bad-input table: a body at one byte a second is closed after 10 s
 
 MCP_PATH: Final = "/mcp"
+MESSAGES_PATH: Final = "/messages/"
 LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
 _HOST: Final = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::([0-9]{1,5}))?")
 
@@ -59,7 +60,8 @@ class Guard:
             except _Refused as exc:
                 await PlainTextResponse(exc.sentence, exc.status, {"connection": "close"})(scope, receive, send)
                 return
-            if scope["path"] == MCP_PATH and (fault := refusal(body)) is not None:
+            brings = scope["path"] == MCP_PATH or scope["path"].startswith(MESSAGES_PATH)
+            if brings and (fault := refusal(body)) is not None:
                 await Response(fault, 400, media_type="application/json")(scope, receive, send)
                 return
             receive = _again(body, receive)

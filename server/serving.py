@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import os
 import re
 import socket
@@ -12,9 +11,12 @@ import sys
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from chatledger.server.auth.rules import is_loopback
 from chatledger.server.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from starlette.routing import Route
 
     from chatledger.server.app import LedgerServer
@@ -35,9 +37,12 @@ async def over_stdio(settings: Settings, toolset: str) -> None:
         from chatledger.server.stdio import serve_stdio
 
         server = make_server(store, local_user(settings.user_id), toolset=toolset, rate=settings.rate)
+        send_last_spans = _spans(server, store)
         store.start()
         try:
             await serve_stdio(server)
+            if send_last_spans is not None:
+                await send_last_spans()
         finally:
             # Something may have printed meanwhile; what is still in Python's buffer is not for the client either.
             with contextlib.suppress(OSError):
@@ -51,12 +56,12 @@ async def over_http(settings: Settings, toolset: str, *, host: str, port: int, s
         SettingsError: the address may not be served like that, or cannot be bound.
     """
     rules = settings.auth
-    if rules is None and not _is_loopback(host):
+    if rules is None and not is_loopback(host):
         raise SettingsError(
             f"without authentication only loopback addresses are served, not {host}: configure CHATLEDGER_AUTH_..., "
             "or use --host 127.0.0.1"
         )
-    if rules is None and (elsewhere := [name for name in _names(settings) if not _is_loopback(name)]):
+    if rules is None and (elsewhere := [name for name in _names(settings) if not is_loopback(name)]):
         raise SettingsError(
             f"without authentication everybody who comes through {elsewhere[0]} would be the same user: configure "
             "CHATLEDGER_AUTH_..., or unset CHATLEDGER_PUBLIC_URL and CHATLEDGER_ALLOWED_HOSTS"
@@ -80,12 +85,14 @@ async def over_http(settings: Settings, toolset: str, *, host: str, port: int, s
         server = make_server(store, caller, toolset=toolset, rate=settings.rate)
         public = settings.public_url
         if public is None:
-            if not _is_loopback(host):
+            if not is_loopback(host):
                 raise SettingsError("CHATLEDGER_PUBLIC_URL must say at which URL clients reach this server")
             public = f"http://{host if ':' not in host else f'[{host}]'}:{listener.getsockname()[1]}"
         address = urlsplit(public)
         hosts, origins = {*LOOPBACK, address.netloc}, {f"http://{name}" for name in LOOPBACK}
         metrics = _metrics(server, store)
+        if (send_last_spans := _spans(server, store)) is not None:
+            stack.push_async_callback(send_last_spans)
         auth = None if rules is None else ResourceServer(rules, store, public_url=public)
         if auth is not None:
             stack.push_async_callback(auth.aclose)  # before the store is closed, which it notes in
@@ -112,6 +119,17 @@ def _metrics(server: LedgerServer, store: ConversationStore) -> Route | None:
     return metrics.route()
 
 
+def _spans(server: LedgerServer, store: ConversationStore) -> Callable[[], Awaitable[None]] | None:
+    """Have them left where they are asked for; a call is not refused because it could not be."""
+    from chatledger.server import telemetry
+
+    try:
+        return telemetry.start(server, store, os.environ)
+    except telemetry.Unusable as exc:
+        _log(f"chatledger: {exc}; it goes on without spans")
+        return None
+
+
 def _log(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
@@ -121,13 +139,6 @@ def _names(settings: Settings) -> list[str]:
     hosts = [host.rpartition(":")[0] if re.search(r":\d+$", host) else host for host in settings.allowed_hosts]
     public = None if settings.public_url is None else urlsplit(settings.public_url).hostname
     return [host.strip("[]") for host in (*hosts, *([] if public is None else [public]))]
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _bound(host: str, port: int) -> socket.socket:

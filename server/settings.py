@@ -158,6 +158,17 @@ class Settings(BaseSettings):
         return EmbeddedDatabase(self.data_dir)
 
     @property
+    def database_place(self) -> str:
+        """The same for people: a URL without its password, or a folder."""
+        if self.database_url is None:
+            from chatledger.storage.embedded import EmbeddedPostgres
+
+            return f"embedded Postgres in {EmbeddedPostgres(self.data_dir).data_directory.parent}"
+        from chatledger.storage.database_url import masked
+
+        return masked(self.database_url.get_secret_value())
+
+    @property
     def limits(self) -> Limits:
         """What this installation allows of a message and a user."""
         return Limits(

@@ -1,19 +1,17 @@
-"""The commands that move whole conversations: `import`, `export`, `user export`, `user erase`."""
+"""The commands that move whole conversations: `import`, `export`, `user export`."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
-import os
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from chatledger.server import erasure_commands
+from chatledger.server.output import output
 from chatledger.server.progress import Progress
 from chatledger.server.settings import Settings
 
@@ -53,10 +51,7 @@ def add_to(commands: Any) -> None:
     whole.add_argument("user", metavar="ID", help="the user's id")
     whole.add_argument("-o", dest="output", metavar="FILE", type=Path, help="where to (default: stdout)")
     whole.set_defaults(run=_user_export)
-    erase = actions.add_parser("erase", help="delete it for good, conversations and messages included")
-    erase.add_argument("user", metavar="ID", help="the user's id")
-    erase.add_argument("--yes", action="store_true", help="do not ask")
-    erase.set_defaults(run=_user_erase)
+    erasure_commands.add_to(actions)
 
 
 def _user_option(parser: argparse.ArgumentParser) -> None:
@@ -129,7 +124,7 @@ def _write_out(
 
     async def run() -> ExportSummary:
         async with _store(settings) as store:
-            with _output(args.output) as write:
+            with output(args.output) as write:
                 return await export_conversations(
                     store, user_id, write, format=format, conversation=conversation, counted=counted
                 )
@@ -140,52 +135,6 @@ def _write_out(
         file=sys.stderr,
     )
     return summary
-
-
-@contextlib.contextmanager
-def _output(path: Path | None) -> Iterator[Callable[[bytes], object]]:
-    """Where an export is written: stdout, or a file that is there only once it is complete, for its owner to read."""
-    if path is None:
-        yield sys.stdout.buffer.write
-        sys.stdout.buffer.flush()
-        return
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file.write
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def _user_erase(args: argparse.Namespace, settings: Settings) -> int:
-    async def run() -> int:
-        async with _store(settings) as store:
-            bulk = _bulk(store)
-            there = await bulk.count(args.user)
-            if there is None:
-                return _refuse(f"there is no user {args.user!r}; nothing was erased", 1)
-            if not args.yes and not _sure(args.user, there.conversations, there.messages):
-                return _refuse("nothing was erased", 1)
-            gone = await bulk.erase_user(args.user)
-            if gone is None:
-                return _refuse(f"there is no user {args.user!r} any more; nothing was erased", 1)
-            print(f"erased {args.user!r}: {gone.conversations:,} conversations, {gone.messages:,} messages")
-            return 0
-
-    return asyncio.run(run())
-
-
-def _sure(user_id: str, conversations: int, messages: int) -> bool:
-    print(
-        f"{user_id!r} has {conversations:,} conversations with {messages:,} messages. Erasing them cannot be undone.\n"
-        "Type the user's id to erase all of it: ",
-        end="",
-        file=sys.stderr,
-        flush=True,
-    )
-    return sys.stdin.readline().rstrip("\r\n") == user_id
 
 
 def _store(settings: Settings) -> ConversationStore:

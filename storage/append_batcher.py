@@ -168,6 +168,7 @@ class AppendBatcher:
         finally:
             timer.cancel()
             give_up()
+            self._go_on()  # even where the place was given up before: what waited behind this may go now
 
     async def _undisturbed(self, lane: _Lane, alone: Alone) -> list[Any]:
         self._lanes[lane] = deque()

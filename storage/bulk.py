@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from chatledger.storage import bulk_queries, rows
+from chatledger.storage.erasures import user_digest
 from chatledger.storage.errors import ConversationUnavailable, UniqueViolation, too_many_conversations
 from chatledger.storage.message_log import MessageLog
 from chatledger.storage.records import (
@@ -137,10 +138,14 @@ class BulkStore:
         return _holdings(rows.owned(user_id, await self._database.read(bulk_queries.count_user(user_id))))
 
     async def erase_user(self, user_id: str) -> Holdings | None:
-        """Delete a user with all conversations and messages, for good: what there was; None for no such user."""
+        """Delete a user with all conversations and messages, for good: what there was; None for no such user.
+
+        That it was done is noted in the list of erasures, in the same step, by a digest.
+        """
         check_user(user_id)
+        digest = user_digest(await self._database.cursor_secret(), user_id)
         async with self._database.transaction() as step:
-            found = rows.owned(user_id, await step.fetch(bulk_queries.erase_user(user_id)))
+            found = rows.owned(user_id, await step.fetch(bulk_queries.erase_user(user_id, digest)))
         return _holdings(found)
 
 

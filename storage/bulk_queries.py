@@ -136,15 +136,20 @@ def count_user(user_id: str) -> Query:
 _ERASE = """
 WITH gone AS (
   DELETE FROM chatledger.users WHERE id = $1 RETURNING id
+), had AS (
+  SELECT g.id AS user_id, count(c.id) AS conversations, coalesce(sum(c.last_seq), 0) AS messages
+    FROM gone g LEFT JOIN chatledger.conversations c ON c.user_id = $1 GROUP BY g.id
+), listed AS (
+  INSERT INTO chatledger.erasures (user_digest, conversations, messages)
+  SELECT $2::bytea, conversations, messages FROM had
 )
-SELECT g.id AS user_id, count(c.id) AS conversations, coalesce(sum(c.last_seq), 0) AS messages
-  FROM gone g LEFT JOIN chatledger.conversations c ON c.user_id = $1 GROUP BY g.id
+SELECT user_id, conversations, messages FROM had
 """
 
 
-def erase_user(user_id: str) -> Query:
-    """Delete a user; conversations and messages go by the foreign keys. No row: there is no such user.
+def erase_user(user_id: str, user_digest: bytes) -> Query:
+    """Delete a user; conversations and messages go by the foreign keys. What stays is a line in the list of erasures.
 
-    Index: users_pkey, conversations_pkey, messages_pkey.
+    No row: there is no such user. Index: users_pkey, conversations_pkey, messages_pkey.
     """
-    return Query(_ERASE, (user_id,))
+    return Query(_ERASE, (user_id, user_digest))

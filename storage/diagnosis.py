@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from chatledger.storage import schema
+from chatledger.storage import row_security, schema
+from chatledger.storage.adoption import UsersTable, read_users_table
 from chatledger.storage.database_url import DatabaseTarget, read_database_url
 from chatledger.storage.errors import StorageError, translate, unreachable
+from chatledger.storage.row_security import RowSecurity
 from chatledger.storage.source import DatabaseSource
 
 OLDEST_POSTGRES = 15  # tested; 14 has no index-only partial scans that the plans rely on, and ends in November 2026
@@ -45,6 +47,10 @@ class Diagnosis(NamedTuple):
     revision: str | None
     problems: list[Problem]
     remarks: list[str]
+    users_table: UsersTable | None = None
+    """The application's, where one is adopted."""
+    row_security: bool | None = None
+    """Whether Postgres holds this role's statements to one user's rows."""
 
 
 async def diagnose(source: DatabaseSource, where: str) -> Diagnosis:
@@ -59,7 +65,7 @@ async def diagnose(source: DatabaseSource, where: str) -> Diagnosis:
         return Diagnosis(where, None, None, [Problem(exc.message, "set CHATLEDGER_DATABASE_URL to a Postgres")], [])
     remarks += _about_connection(target)
     try:
-        facts, letters, state = await _ask(target)
+        facts, letters, state, users_table, fence = await _ask(target)
     except StorageError as exc:
         mend = (
             "check the URL, that the server runs, and the network between" if exc.code == "unavailable" else "see above"
@@ -82,13 +88,21 @@ async def diagnose(source: DatabaseSource, where: str) -> Diagnosis:
     problems += _about_search(facts, letters, state)
     if facts["mighty"] and not source.migrates_itself:
         remarks.append("the role in the URL is a superuser or bypasses row security; a role of its own would do")
+    if fence.problem:
+        mend = f"give the server a role in {row_security.APP} that is neither, and migrate with another one"
+        problems.append(Problem(fence.problem, "`chatledger migrate --with-rls`" if fence.without else mend))
+    elif fence.up:
+        remarks.append("row security is on: each statement is held to the rows of one user")
+    if users_table is not None and users_table.problem:
+        adopt = users_table.name or "SCHEMA.TABLE"
+        problems.append(Problem(users_table.problem, f"`chatledger migrate --users-table {adopt}`"))
     if not source.migrates_itself:
         try:
-            schema.require_current(state)
+            schema.require_current(state._replace(forsaken=False))  # told above
         except StorageError as exc:
             sentence, _, mend = exc.message.partition("; ")
             problems.append(Problem(sentence, mend.removeprefix("run ")))
-    return Diagnosis(where, facts["version"], state.revision, problems, remarks)
+    return Diagnosis(where, facts["version"], state.revision, problems, remarks, users_table, fence.up and fence.holds)
 
 
 def _about_search(facts: Any, letters: bool, state: schema.SchemaState) -> list[Problem]:
@@ -117,8 +131,8 @@ def _about_connection(target: DatabaseTarget) -> list[str]:
     return remarks
 
 
-async def _ask(target: DatabaseTarget) -> tuple[Any, bool, schema.SchemaState]:
-    """The facts, whether letters are known as such, the schema."""
+async def _ask(target: DatabaseTarget) -> tuple[Any, bool, schema.SchemaState, UsersTable | None, RowSecurity]:
+    """The facts, whether letters are known as such, the schema, the application's users table, row security."""
     import asyncpg
 
     place = target.url.translate_connect_args(username="user") | dict(target.url.query)
@@ -133,7 +147,8 @@ async def _ask(target: DatabaseTarget) -> tuple[Any, bool, schema.SchemaState]:
             async with connection.transaction():  # a name without its schema is found by a path of this step only
                 await connection.execute("SELECT set_config('search_path', $1, true)", facts["trigrams_at"])
                 letters = letters and await connection.fetchval(_LETTERS)
-        return facts, letters, await schema.read_state(connection)
+        state, users_table = await schema.read_state(connection), await read_users_table(connection)
+        return facts, letters, state, users_table, await row_security.look(connection)
     except Exception as exc:
         raise translate(exc) from exc
     finally:

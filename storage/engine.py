@@ -10,10 +10,11 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
-from chatledger.storage import schema
+from chatledger.storage import row_security, schema
 from chatledger.storage.connection_queue import ConnectionQueue
 from chatledger.storage.errors import (
     ROLLED_BACK,
@@ -48,11 +49,19 @@ WAKING_PAUSE: Final = 0.2  # seconds between two tries (chosen: a fraction of th
 _T = TypeVar("_T")
 
 
+class _Fence:
+    """Whether row security stands between the server and the rows; it may be put up while the pool is open."""
+
+    def __init__(self, up: bool) -> None:
+        self.up = up
+
+
 class _Open(NamedTuple):
     engine: AsyncEngine
     keeps_statements: bool
     """Whether the driver keeps prepared statements: not where a pooler may be in between."""
     cursor_secret: bytes
+    fence: _Fence
 
 
 class _NothingSent(Exception):
@@ -89,6 +98,8 @@ class Database:
         self.source = source
         self._pool_size, self._pool_overflow = pool_size, pool_overflow
         self._queue = ConnectionQueue(pool_size + pool_overflow)
+        self._idle: list[PoolProxiedConnection] = []
+        """Borrowed from the pool and kept: borrowing and giving back cost as much as a small statement."""
         self._opening: asyncio.Task[_Open] | None = None
         self._writing: set[asyncio.Task[Any]] = set()
         self._waking: asyncio.Task[None] | None = None
@@ -120,6 +131,8 @@ class Database:
             await asyncio.wait(self._writing)
         if opening is not None:
             await asyncio.wait([opening])
+            while self._idle:
+                await _close(self._idle.pop(), broken=False)
             if not opening.cancelled() and opening.exception() is None:
                 await opening.result().engine.dispose()
         self._opening = None
@@ -153,11 +166,13 @@ class Database:
         """How many connections of this process calls hold at this moment, and how many wait for calls."""
         opened = self._opened_already()
         pool: Any = None if opened is None else opened.engine.pool
-        return (0, 0) if pool is None else (pool.checkedout(), pool.checkedin())
+        kept = len(self._idle)
+        return (0, 0) if pool is None else (pool.checkedout() - kept, pool.checkedin() + kept)
 
     def may_gather(self) -> bool:
         """Whether one statement may carry the appends of several users."""
-        return self._opened_already() is not None
+        opened = self._opened_already()
+        return opened is not None and not opened.fence.up
 
     def known_secret(self) -> bytes | None:
         """As `cursor_secret`, or None while the database is not open: nothing is waited for."""
@@ -183,7 +198,8 @@ class Database:
         connection = await self._borrow_patiently(opened.engine)
         broken = True
         try:
-            async with transaction(connection.driver_connection, snapshot=snapshot) as begun:
+            fenced = opened.fence.up
+            async with transaction(connection.driver_connection, snapshot=snapshot, fenced=fenced) as begun:
                 yield begun
             broken = False
         finally:
@@ -214,6 +230,10 @@ class Database:
             except _NothingSent as exc:
                 await patience.until_it_wakes(exc)
             except Exception as exc:  # noqa: BLE001  # drivers raise outside their own trees, too
+                if getattr(exc, "sqlstate", None) == row_security.NO_SCOPE and not opened.fence.up:
+                    opened.fence.up = (await self._state(opened.engine)).fenced
+                    if opened.fence.up:
+                        continue  # it was put up meanwhile, and let nothing through
                 error = translate(exc)
                 rolled_back = getattr(exc, "sqlstate", None) in ROLLED_BACK
                 if not (rolled_back or (repeatable and error.message == UNKNOWN_OUTCOME)) or not await patience.pause():
@@ -224,10 +244,8 @@ class Database:
         driver: Any = connection.driver_connection
         broken = True
         try:
-            if opened.keeps_statements:
-                rows: list[Any] = await driver.fetch(query.sql, *query.args)
-            else:
-                rows = await _fetch_unnamed(connection, query)
+            fetch = partial(_fetch_kept if opened.keeps_statements else _fetch_unnamed, connection)
+            rows: list[Any] = await (_fetch_fenced(driver, fetch, query) if opened.fence.up else fetch(query))
             broken = False
             return rows
         except Exception as exc:
@@ -250,21 +268,31 @@ class Database:
             raise
 
     async def _live_connection(self, engine: AsyncEngine) -> PoolProxiedConnection:
+        while self._idle:
+            kept = self._idle.pop()
+            driver: Any = kept.driver_connection
+            if not driver.is_closed() and time.monotonic() - kept.info["opened"] < RECYCLE_SECONDS:
+                return kept
+            await _close(kept, broken=True)
         for _ in range(self._pool_size + self._pool_overflow + 1):
             try:
                 connection = await engine.raw_connection()
             except Exception as exc:  # noqa: BLE001  # whatever it was, nothing was sent
                 await self.source.url()  # an embedded server that died comes back here
                 raise _NothingSent from driver_error(exc)
-            driver: Any = connection.driver_connection
+            driver = connection.driver_connection
             if not driver.is_closed():
+                connection.info.setdefault("opened", time.monotonic())
                 return connection
             await _close(connection, broken=True)  # it died while idle: nothing was sent
         raise _NothingSent from ConnectionError("every pooled connection was closed")
 
     async def _give_back(self, connection: PoolProxiedConnection, *, broken: bool) -> None:
         try:
-            await _close(connection, broken=broken)
+            if broken or len(self._idle) >= self._pool_size:
+                await _close(connection, broken=broken)
+            else:
+                self._idle.append(connection)
         finally:
             self._queue.give()
 
@@ -294,11 +322,13 @@ class Database:
                 state = await self._state(engine)
             schema.require_current(state)
         except BaseException as exc:
+            while self._idle:  # the one that was asked, which is of this engine
+                await _close(self._idle.pop(), broken=True)
             await engine.dispose()
             if isinstance(exc, StorageError) or not isinstance(exc, Exception):
                 raise
             raise translate(exc) from exc
-        return _Open(engine, target.direct, state.cursor_secret)
+        return _Open(engine, target.direct, state.cursor_secret, _Fence(state.fenced))
 
     async def _state(self, engine: AsyncEngine) -> schema.SchemaState:
         connection = await self._borrow_patiently(engine)
@@ -340,6 +370,28 @@ class Database:
         self._writing.discard(task)
         if not task.cancelled():
             task.exception()  # a cancelled caller leaves nobody to look at it
+
+
+async def _fetch_kept(connection: PoolProxiedConnection, query: Query) -> list[Any]:
+    """The rows, by a statement that the driver prepares once on a connection."""
+    driver: Any = connection.driver_connection
+    rows: list[Any] = await driver.fetch(query.sql, *query.args)
+    return rows
+
+
+async def _fetch_fenced(driver: Any, fetch: Callable[[Query], Awaitable[list[Any]]], query: Query) -> list[Any]:
+    """The rows, in a transaction that says first whose they must be: four round trips in the place of one."""
+    await driver.execute("BEGIN")
+    try:
+        await row_security.enter(fetch, query)
+        rows = await fetch(query)
+    except Exception as exc:
+        # After anything but a refusal the connection is not used again, and nothing more is waited for.
+        if isinstance(getattr(exc, "sqlstate", None), str) and not driver.is_closed():
+            await driver.execute("ROLLBACK")
+        raise
+    await driver.execute("COMMIT")
+    return rows
 
 
 async def _fetch_unnamed(connection: PoolProxiedConnection, query: Query) -> list[Any]:

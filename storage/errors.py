@@ -129,6 +129,18 @@ class SchemaOutOfDate(StorageError):
     code = "schema_out_of_date"
 
 
+class UnknownUser(StorageError):
+    """Users are those of a host application, and its table has no such user."""
+
+    code = "unknown_user"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the application's users table has no such user, and only its users can store conversations; sign up there "
+            "first (over stdio CHATLEDGER_USER_ID says who the user is)"
+        )
+
+
 class UniqueViolation(StorageError):
     """Another call stored the same key at the same instant; this one was undone whole. The store runs it again."""
 
@@ -184,6 +196,8 @@ _SIZES = {
     "messages_tool_calls_size": ("tool_calls", limits.STORED_JSON_BYTES),
     "messages_parts_size": ("parts", limits.STORED_JSON_BYTES),
 }
+# A user who is not in the adopted table, and an id that cannot be: it is not the text of a key.
+_OF_THE_HOST = frozenset({"users_app_user", "users_app_user_form"})
 
 
 def driver_error(exc: BaseException) -> BaseException:
@@ -222,6 +236,8 @@ def translate(exc: BaseException) -> StorageError:
         constraint = str(getattr(exc, "constraint_name", "") or "")
         if state == "23505":  # whichever constraint it was: a distributed Postgres does not name it
             return UniqueViolation("the database refused a second row with the same key")
+        if constraint in _OF_THE_HOST:
+            return UnknownUser()
         if sized := _SIZES.get(constraint):
             return TooLarge(f"{sized[0]} is over its limit of {sized[1]:,} bytes of JSON", limit=sized[1])
         if reason := _EXTENSION.get(state):

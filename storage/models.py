@@ -217,6 +217,22 @@ class ApiToken(_Table, table=True):
     last_used_at: datetime | None = Field(sa_column=Column(DateTime(timezone=True)))
 
 
+class Erasure(_Table, table=True):
+    """That a user was erased: who by a digest, when, and how much it was. For a backup that still has that user."""
+
+    __tablename__: ClassVar[Any] = "erasures"  # SQLModel declares it as a function
+    __table_args__ = (
+        PrimaryKeyConstraint("user_digest", "erased_at", name="erasures_pkey"),
+        CheckConstraint("octet_length(user_digest) = 32", name="erasures_digest_length"),
+        {"schema": SCHEMA},
+    )
+
+    user_digest: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    erased_at: datetime = Field(sa_column=_time())
+    conversations: int = Field(sa_column=Column(BigInteger, nullable=False))
+    messages: int = Field(sa_column=Column(BigInteger, nullable=False))
+
+
 class SigningKey(_Table, table=True):
     """A secret that every process on this database shares, so that a cursor made by one is understood by all."""
 

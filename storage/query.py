@@ -8,7 +8,7 @@ The statements keep to what distributed Postgres allows: no volatile function in
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
 from chatledger.storage.records import ConversationRef
@@ -37,6 +37,8 @@ class Query(NamedTuple):
 
     sql: str
     args: tuple[Any, ...]
+    about: Literal["a user", "a token", "everybody"] = "a user"
+    """What row security holds it to: rows of the user or the token in its first argument, or lists of all users."""
 
 
 def at(sql: str, user_id: str, ref: ConversationRef | None, *args: object) -> Query:

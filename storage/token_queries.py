@@ -38,7 +38,7 @@ SELECT {_COLUMNS}, hash, last_used_at IS NULL OR last_used_at < statement_timest
 
 def find_token(id: str) -> Query:
     """The token with this id, unless it has expired: whose it is, is the question. Index: api_tokens_id."""
-    return Query(_FIND, (id,))
+    return Query(_FIND, (id,), "a token")
 
 
 _MARK = """
@@ -58,7 +58,7 @@ _LIST_OF_ONE = f"SELECT {_COLUMNS} FROM chatledger.api_tokens WHERE user_id = $1
 
 def list_tokens() -> Query:
     """Those of all users, by user and age, for whoever runs the server. Reads the whole table."""
-    return Query(_LIST, ())
+    return Query(_LIST, (), "everybody")
 
 
 def list_tokens_of(user_id: str) -> Query:
@@ -71,4 +71,4 @@ _REVOKE = f"DELETE FROM chatledger.api_tokens WHERE id = $1 RETURNING {_COLUMNS}
 
 def revoke_token(id: str) -> Query:
     """Delete the token with this id, for whoever runs the server. No row: there is none. Index: api_tokens_id."""
-    return Query(_REVOKE, (id,))
+    return Query(_REVOKE, (id,), "a token")

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any, Final
 
+from chatledger.storage import row_security
 from chatledger.storage.errors import translate
 from chatledger.storage.query import Query
 
@@ -18,21 +19,37 @@ _WITHOUT_HURRY: Final = (
 class Transaction:
     """An open transaction on the driver's connection. Its methods raise StorageErrors only."""
 
-    def __init__(self, driver: Any) -> None:
-        self._driver = driver
+    def __init__(self, driver: Any, *, fenced: bool = False) -> None:
+        self._driver, self._fenced = driver, fenced
+        self._scope: tuple[str, str, str] | None = None
 
     async def fetch(self, query: Query) -> list[Any]:
         """The rows of a statement."""
         try:
-            rows: list[Any] = await self._driver.fetch(query.sql, *query.args, timeout=None)
+            if self._fenced and self._scope != row_security.scope(query):
+                await row_security.enter(self._fetch, query)
+                self._scope = row_security.scope(query)
+            rows = await self._fetch(query)
         except Exception as exc:
             raise translate(exc) from exc
         return rows
 
+    async def _fetch(self, query: Query) -> list[Any]:
+        rows: list[Any] = await self._driver.fetch(query.sql, *query.args, timeout=None)
+        return rows
+
     async def copy(self, table: str, columns: Sequence[str], records: Iterable[tuple[Any, ...]]) -> None:
-        """Add rows to a table of ours by COPY, the fastest way in; jsonb values are given as text."""
+        """Add rows to a table of ours by COPY, the fastest way in; jsonb values are given as text.
+
+        Under row security, which knows no COPY, by INSERT: they must be of the user whom the last statement was about.
+        """
         schema, name = table.split(".")
         try:
+            if self._fenced:
+                values = ", ".join(f"${place}" for place in range(1, len(columns) + 1))
+                added = f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({values})"  # noqa: S608  # of our own names
+                await self._driver.executemany(added, records, timeout=None)
+                return
             await self._driver.copy_records_to_table(
                 name, schema_name=schema, columns=columns, records=records, timeout=None
             )
@@ -41,7 +58,7 @@ class Transaction:
 
 
 @contextlib.asynccontextmanager
-async def transaction(driver: Any, *, snapshot: bool) -> AsyncIterator[Transaction]:
+async def transaction(driver: Any, *, snapshot: bool, fenced: bool = False) -> AsyncIterator[Transaction]:
     """Committed when the block ends, undone when it raises. `snapshot`: reads only, all from one moment."""
     begun = driver.transaction(isolation="repeatable_read" if snapshot else None, readonly=snapshot)
     try:
@@ -50,7 +67,7 @@ async def transaction(driver: Any, *, snapshot: bool) -> AsyncIterator[Transacti
     except Exception as exc:
         raise translate(exc) from exc
     try:
-        yield Transaction(driver)
+        yield Transaction(driver, fenced=fenced)
     except BaseException:
         with contextlib.suppress(Exception):  # a connection that is gone undoes it as well
             await begun.rollback()

@@ -7,13 +7,19 @@ import contextlib
 import json
 import re
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx2
 import pytest
 
+from chatledger.server.auth.resource_server import ResourceServer
 from chatledger.server.auth.scopes import DELETE, READ, WRITE
-from tests.auth_server import METADATA, PUBLIC, US, Serve, Served, challenge, client, message
+from chatledger.server.http_guard import LOOPBACK
+from chatledger.server.identity import verified_user
+from chatledger.storage import ConversationStore
+from tests.auth_server import METADATA, PUBLIC, US, Serve, Served, challenge, client, message, rules_for
+from tests.http_server import PATIENCE, HttpServer, serving
 from tests.issuer import Issuer, joined, private_key, public_jwk, signed
 
 # ---- who is nobody --------------------------------------------------------------------------------------------------
@@ -223,6 +229,56 @@ async def test_while_the_database_is_away_a_static_token_is_not_refused_for_good
     monkeypatch.setattr(Database, "read", away)
     answer = await served.post("tools/list", era=era, token=text)
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "3")
+
+
+# ---- the whole application ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def whole(database_url: str, store: ConversationStore, issuer: Issuer) -> AsyncIterator[HttpServer]:
+    """What `chatledger serve` serves with authentication: guard, layer, both transports, health checks."""
+    auth = ResourceServer(rules_for(issuer), store, public_url=PUBLIC)
+    hosts = [*LOOPBACK, "ledger.example"]
+    async with serving(database_url, caller=verified_user(), auth=auth, hosts=hosts, origins=[PUBLIC]) as server:
+        yield server
+        await auth.aclose()
+
+
+async def test_the_guard_stands_before_the_layer_and_health_is_open(whole: HttpServer, issuer: Issuer) -> None:
+    good: dict[str, str | None] = {"authorization": f"Bearer {issuer.token()}"}
+    listed = message("tools/list", era="legacy")["json"]
+    assert (await whole.post(listed, good)).status == 200
+    assert (await whole.post(listed, {**good, "host": "evil.example"})).status == 421
+    assert (await whole.post(listed, {**good, "origin": "https://evil.example"})).status == 403
+    assert (await whole.post(listed, {**good, "origin": PUBLIC, "host": "ledger.example"})).status == 200
+    body = json.dumps(listed).encode()
+    for method, path in (("POST", "/mcp"), ("GET", "/sse"), ("POST", "/messages/?session_id=0"), ("GET", "/none")):
+        refused = await whole.request(method, path, {"content-type": "application/json"}, body)
+        where = METADATA if path == "/mcp" else METADATA.removesuffix("/mcp")
+        told = refused.headers["www-authenticate"]
+        assert (refused.status, f'resource_metadata="{where}"' in told) == (401, True)
+    for path in ("/healthz", "/readyz"):
+        assert (await whole.request("GET", path, {"host": "10.0.0.7"})).status == 200
+    found = await whole.request("GET", "/.well-known/oauth-protected-resource/mcp")
+    assert (found.status, found.json()["authorization_servers"]) == (200, [issuer.url])
+
+
+async def test_an_sse_session_is_its_users_alone(whole: HttpServer, issuer: Issuer) -> None:
+    alice, bob = ({"authorization": f"Bearer {issuer.token(sub=user)}"} for user in ("alice", "bob"))
+    sent = message("tools/list", era="legacy")["json"]
+    async with (
+        httpx2.AsyncClient(base_url=whole.base, timeout=PATIENCE) as http,
+        http.stream("GET", "/sse", headers=alice) as stream,
+    ):
+        lines = stream.aiter_lines()  # when it is given up, the stream is closed
+        while not (line := await anext(lines)).startswith("data: "):
+            pass
+        endpoint = line.removeprefix("data: ")
+        assert (await http.post(endpoint, json=sent)).status_code == 401
+        foreign = await http.post(endpoint, json=sent, headers=bob)
+        absent = await http.post("/messages/?session_id=" + "0" * 32, json=sent, headers=bob)
+        assert (foreign.status_code, absent.status_code, foreign.text) == (404, 404, absent.text)
+        assert (await http.post(endpoint, json=sent, headers=alice)).status_code == 202
 
 
 # ---- metadata -------------------------------------------------------------------------------------------------------

@@ -9,16 +9,19 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from mcp import Client
 from mcp.client.session import ClientSession
 from mcp.client.sse import sse_client
+from mcp.types import CancelledNotification, CancelledNotificationParams
 
-from chatledger.server import http_guard, http_protocol
+from chatledger.server import http_envelope, http_guard, http_protocol
 from chatledger.server.admission import Admission, Rate, RateLimited
 from tests.http_server import HEADERS, MODERN, PATIENCE, HttpServer, serving
 
@@ -120,6 +123,13 @@ async def test_what_is_no_json_is_a_parse_error(
     assert (await server.post(LIST)).status == 200
 
 
+def test_deep_nesting_costs_nothing() -> None:
+    for body in (b"[" * 100_000, b'{"a":' * 100_000, b'{"jsonrpc":"2.0","id":1,"method":' + b"[" * 100_000):
+        began = time.process_time()
+        assert http_envelope.refusal(body) is not None
+        assert time.process_time() - began < 0.05
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -138,8 +148,15 @@ async def test_what_is_no_json_is_a_parse_error(
         {**LIST, "id": 1.5},
         {**LIST, "id": "x" * 10_000},
         b'{"jsonrpc":"2.0","id":1e400,"method":"tools/list"}',
+        {**LIST, "params": ["x" * 100]},
+        {**LIST, "params": "x" * 100},
+        {"jsonrpc": "2.0", "id": 1, "result": "x" * 100},
+        {"jsonrpc": "2.0", "result": {}},
+        {"jsonrpc": "2.0", "id": 1, "error": "x" * 100},
+        {"jsonrpc": "2.0", "id": 1, "error": {"code": "x" * 100, "message": ""}},
+        {"jsonrpc": "2.0", "id": 1, "error": {"code": 1, "message": ["x" * 100]}},
     ],
-    ids=str,
+    ids=lambda body: str(body)[:80],
 )
 async def test_what_is_no_single_message_is_an_invalid_request(
     body: Any, server: HttpServer, era_headers: dict[str, str | None]
@@ -147,6 +164,35 @@ async def test_what_is_no_single_message_is_an_invalid_request(
     answer = await server.post(body, era_headers)
     assert (answer.status, answer.json()["error"]["code"]) == (400, -32600)
     assert "x" * 50 not in answer.body.decode()
+
+
+async def test_what_is_no_message_is_refused_over_sse_too_and_its_text_is_in_no_log(
+    server: HttpServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    async with (
+        httpx2.AsyncClient(base_url=server.base, timeout=PATIENCE) as http,
+        http.stream("GET", "/sse") as stream,
+    ):
+        lines = stream.aiter_lines()  # when it is given up, the stream is closed
+        while not (line := await anext(lines)).startswith("data: "):
+            pass
+        endpoint = line.removeprefix("data: ")
+        for code, body in (
+            (-32700, b'{"method": "Kw4canary'),
+            (-32600, b'["Kw4canary"]'),
+            (-32600, b'{"jsonrpc":"2.0","id":1,"method":"tools/list","params":["Kw4canary"]}'),
+            (-32600, b'{"jsonrpc":"2.0","id":["Kw4canary"],"method":"tools/list"}'),
+            (-32600, b'{"jsonrpc":"2.0","id":1,"result":"Kw4canary"}'),
+        ):
+            answer = await http.post(endpoint, content=body, headers={"content-type": "application/json"})
+            assert (answer.status_code, answer.json()["error"]["code"]) == (400, code)
+            assert "Kw4canary" not in answer.text
+        assert (await http.post(endpoint, json=call("ping"))).status_code == 202
+        while not (line := await anext(lines)).startswith("data: "):
+            pass
+        assert json.loads(line.removeprefix("data: ")) == {"jsonrpc": "2.0", "id": 1, "result": {}}
+    assert "Kw4canary" not in caplog.text
 
 
 @pytest.mark.parametrize("constant", [b"NaN", b"Infinity", b"1e999"])
@@ -180,6 +226,40 @@ async def test_headers_of_the_newest_revision_must_agree_with_the_body(server: H
     assert MODERN in answer.json()["error"]["data"]["supported"]
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"mcp-name": "delete_conversation"},
+        {"mcp-name": "LIST_CONVERSATIONS"},
+        {"mcp-name": None},
+        {"mcp-name": "list_conversations\r\nmcp-name: list_conversations"},
+        {"mcp-method": "tools/call\r\nmcp-method: tools/list"},
+    ],
+    ids=["another", "another case", "missing", "a name twice", "two methods"],
+)
+async def test_the_headers_of_a_call_must_name_the_tool_in_its_body(
+    headers: dict[str, str | None], server: HttpServer
+) -> None:
+    body = call("tools/call", {"name": "list_conversations", "arguments": {}, "_meta": META})
+    right = {"mcp-protocol-version": MODERN, "mcp-method": "tools/call", "mcp-name": "list_conversations"}
+    assert (await server.post(body, {**right})).status == 200
+    answer = await server.post(body, {**right, **headers})
+    assert (answer.status, answer.json()["error"]["code"]) == (400, -32020)
+
+
+async def test_of_a_key_that_comes_twice_the_last_counts_and_a_header_must_agree_with_that(server: HttpServer) -> None:
+    await server.store.create_conversation("alice")
+    body = json.dumps(call("tools/call", {"name": "list_conversations", "arguments": {}, "_meta": META}))
+    twice = body.replace('"name": "list_conv', '"name": "delete_conversation", "name": "list_conv').encode()
+    assert twice.count(b'"name"') == body.count('"name"') + 1
+    older = await server.post(twice)
+    assert len(older.json()["result"]["structuredContent"]["conversations"]) == 1
+    headers: dict[str, str | None] = {"mcp-protocol-version": MODERN, "mcp-method": "tools/call"}
+    assert (await server.post(twice, {**headers, "mcp-name": "list_conversations"})).status == 200
+    first = await server.post(twice, {**headers, "mcp-name": "delete_conversation"})
+    assert (first.status, first.json()["error"]["code"]) == (400, -32020)
+
+
 async def test_white_space_round_a_header_is_no_part_of_it(server: HttpServer) -> None:
     headers: dict[str, str | None] = {"mcp-protocol-version": f" {MODERN}\t", "mcp-method": "\t tools/list  "}
     headers["host"] = f"localhost:{server.port} "
@@ -207,11 +287,19 @@ async def test_the_largest_batch_that_the_tools_allow_fits(server: HttpServer) -
     assert answer.json()["result"]["structuredContent"]["last_seq"] == 100
 
 
+async def test_a_body_without_a_length_is_none(server: HttpServer, era_headers: dict[str, str | None]) -> None:
+    answer = await server.post(b"", {**era_headers, "content-length": None})
+    assert (answer.status, answer.json()["error"]["code"]) == (400, -32700)
+
+
 async def test_bodies_are_read_plain_and_as_json_only(server: HttpServer) -> None:
     assert (await server.post(LIST, {"content-encoding": "gzip"})).status == 415
     assert (await server.post(LIST, {"content-type": "text/plain"})).status in (400, 415)
     assert (await server.post(LIST, {"content-type": None})).status in (400, 415)
-    assert (await server.post(LIST, {"accept": "text/html"})).status == 406
+    newest = call("tools/list", {"_meta": META})
+    for body, headers in ((LIST, {}), (newest, {"mcp-protocol-version": MODERN, "mcp-method": "tools/list"})):
+        for accepted in ("text/html", "text/event-stream", "application/xml, text/event-stream"):
+            assert (await server.post(body, {**headers, "accept": accepted})).status == 406
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH"])
@@ -294,6 +382,68 @@ async def test_a_request_id_in_flight_twice_gets_each_its_own_answer(server: Htt
     answers = await asyncio.gather(*(server.post(load) for load in loads))
     titles = [answer.json()["result"]["structuredContent"]["conversation"]["title"] for answer in answers]
     assert titles == ["one", "two"] * 20
+
+
+async def test_a_request_is_not_cancelled_by_what_comes_in_another(
+    server: HttpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await server.store.create_conversation("alice")
+    begun, may_end = asyncio.Event(), asyncio.Event()
+    load = server.store.load_history
+
+    async def slowly(*arguments: Any, **options: Any) -> Any:
+        begun.set()
+        await may_end.wait()
+        return await load(*arguments, **options)
+
+    monkeypatch.setattr(server.store, "load_history", slowly)
+    cancel = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 1, "reason": "no"}}
+    eras: list[dict[str, str | None]] = [
+        {},
+        {"mcp-protocol-version": MODERN, "mcp-method": "tools/call", "mcp-name": "load_history"},
+    ]
+    for headers in eras:
+        begun.clear()
+        may_end.clear()
+        body = call("tools/call", {"name": "load_history", "arguments": {}, **({"_meta": META} if headers else {})})
+        running = asyncio.create_task(server.post(body, headers))
+        await asyncio.wait_for(begun.wait(), PATIENCE)
+        for said in ({}, {"mcp-protocol-version": MODERN, "mcp-method": "notifications/cancelled"}):
+            assert (await server.post(cancel, {**said})).status == 202
+        may_end.set()
+        assert (await running).json()["result"]["structuredContent"]["messages"] == []
+
+
+async def test_over_sse_a_client_cancels_its_own_requests_only(
+    server: HttpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await server.store.create_conversation("alice")
+    begun, may_end = asyncio.Event(), asyncio.Event()
+    load = server.store.load_history
+
+    async def slowly(*arguments: Any, **options: Any) -> Any:
+        begun.set()
+        await may_end.wait()
+        return await load(*arguments, **options)
+
+    monkeypatch.setattr(server.store, "load_history", slowly)
+    async with (
+        sse_client(f"{server.base}/sse") as one,
+        sse_client(f"{server.base}/sse") as other,
+        ClientSession(*one) as busy,
+        ClientSession(*other) as stranger,
+    ):
+        await busy.initialize()
+        await stranger.initialize()
+        running = asyncio.create_task(busy.call_tool("load_history", {}))
+        await asyncio.wait_for(begun.wait(), PATIENCE)
+        for number in range(10):
+            await stranger.send_notification(
+                CancelledNotification(params=CancelledNotificationParams(request_id=number))
+            )
+        assert (await stranger.list_tools()).tools  # all of them have been read by now
+        may_end.set()
+        assert not (await asyncio.wait_for(running, PATIENCE)).is_error
 
 
 async def test_a_client_that_leaves_in_the_middle_of_a_write_has_written(server: HttpServer) -> None:

@@ -9,13 +9,21 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 
-from chatledger.storage import bulk_queries, conversation_queries, message_queries, search_queries, token_queries
+from chatledger.storage import (
+    bulk_queries,
+    conversation_queries,
+    erasure_queries,
+    message_queries,
+    retention_queries,
+    search_queries,
+    token_queries,
+)
 from chatledger.storage.query import Query
 from chatledger.storage.records import ConversationRef, WholeConversation
 from chatledger.storage.search_queries import Place
@@ -23,6 +31,15 @@ from chatledger.storage.search_terms import parse, search_for
 from chatledger.storage.validation import MessageColumns
 from tests.conftest import connect
 
+MODULES = (
+    bulk_queries,
+    conversation_queries,
+    erasure_queries,
+    message_queries,
+    retention_queries,
+    search_queries,
+    token_queries,
+)
 USER, BUSY = "user-3", UUID(int=3)
 MESSAGE = MessageColumns("user", "hello", None, None, None, None, None, "key-1")
 WINDOW: dict[str, Any] = {"after_seq": 0, "before_seq": 2**63 - 1, "limit": 20, "max_tokens": 8000, "full": True}
@@ -45,6 +62,17 @@ TOKEN = f"{3:012x}"  # of USER
 # A token is found before anybody knows whose it is, and whoever runs the server sees and ends those of all users. No
 # tool leads to these statements; they are held to touch no other table.
 OF_ANY_USER = {"find_token", "revoke_token", "list_tokens"}
+# What whoever runs the server asks of all users at once, and the tables that it reads: counts and digests, no message.
+OF_ALL_USERS: dict[str, set[str]] = {
+    "add_erasures": set(),
+    "cutoff": set(),
+    "list_erasures": {"erasures"},
+    "next_users": {"users"},
+    "users_with_old": {"conversations"},
+}
+
+# It carries messages of many users, each row with its own: the first argument is the list of them.
+OF_MANY_USERS = {"append_batch"}
 
 # Most messages here are this one user's, so that a scan of all is right for a common word: test_search has other data.
 PLANNED_ELSEWHERE = {"search_messages"}
@@ -101,7 +129,18 @@ def samples(ref: ConversationRef) -> dict[str, list[Query]]:
         "read_conversations": [bulk_queries.read_conversations(USER, after_number=500, limit=100)],
         "read_messages": [bulk_queries.read_messages(USER, [BUSY], after_seq=50_000, limit=100)],
         "count_user": [bulk_queries.count_user(USER)],
-        "erase_user": [bulk_queries.erase_user(USER)],
+        "erase_user": [bulk_queries.erase_user(USER, bytes(32))],
+        "list_erasures": [erasure_queries.list_erasures()],
+        "next_users": [erasure_queries.next_users(USER, 10)],
+        "replay_erasure": [erasure_queries.replay_erasure(USER, bytes(32), PLACE[0], conversations=1, messages=1)],
+        "add_erasures": [erasure_queries.add_erasures([bytes(32)], [PLACE[0]], [1], [1])],
+        "cutoff": [retention_queries.cutoff(timedelta(days=365))],
+        "users_with_old": [retention_queries.users_with_old("", 10, before=PLACE[0], archived_only=True)],
+        "count_old": [retention_queries.count_old(USER, before=PLACE[0], archived_only=True)],
+        "delete_old": [
+            retention_queries.delete_old(USER, before=PLACE[0], archived_only=archived_only, limit=10)
+            for archived_only in (False, True)
+        ],
         "create_conversation": [
             conversation_queries.create_conversation(USER, uuid4(), key=key, title="t", metadata="{}", quota=quota)
             for key in (None, "key-3")
@@ -124,6 +163,9 @@ def samples(ref: ConversationRef) -> dict[str, list[Query]]:
         "list_conversations": [conversation_queries.list_conversations(USER, 21, **NO_FILTER | how) for how in lists],
         "list_numbers": [conversation_queries.list_numbers(USER, typed, 101) for typed in ("", "1", "le 1")],
         "append_message": [message_queries.append_message(USER, ref, uuid4(), MESSAGE, expected_last_seq=None)],
+        "append_batch": [
+            message_queries.append_batch([USER] * 2, [ref, UUID(int=13)], [uuid4(), uuid4()], [MESSAGE] * 2, quota=None)
+        ],
         "append_messages": [
             message_queries.append_messages(USER, ref, [uuid4(), uuid4()], [MESSAGE] * 2, expected_last_seq=None)
         ],
@@ -178,7 +220,7 @@ async def plan_of(populated_url: str) -> AsyncIterator[Callable[[Query], Any]]:
 def test_every_statement_has_a_sample() -> None:
     statements = {
         name
-        for module in (bulk_queries, conversation_queries, message_queries, search_queries, token_queries)
+        for module in MODULES
         for name, function in inspect.getmembers(module, inspect.isfunction)
         if function.__module__ == module.__name__ and not name.startswith("_")
     }
@@ -186,12 +228,12 @@ def test_every_statement_has_a_sample() -> None:
 
 
 @pytest.mark.parametrize("ref", [BUSY, 1], ids=["by id", "by number"])
-@pytest.mark.parametrize("name", sorted(samples(BUSY).keys() - OF_ANY_USER - PLANNED_ELSEWHERE))
+@pytest.mark.parametrize("name", sorted(samples(BUSY).keys() - OF_ANY_USER - OF_ALL_USERS.keys() - PLANNED_ELSEWHERE))
 async def test_a_statement_touches_the_callers_rows_only_and_through_an_index(
     name: str, ref: ConversationRef, plan_of: Callable[[Query], Any]
 ) -> None:
     for query in samples(ref)[name]:
-        assert query.args[0] == USER
+        assert query.args[0] == ([USER] * 2 if name in OF_MANY_USERS else USER)
         plan = await plan_of(query)
         for node in nodes(plan):
             if node.get("Schema", "chatledger") != "chatledger" or "Scan" not in node["Node Type"]:
@@ -201,6 +243,8 @@ async def test_a_statement_touches_the_callers_rows_only_and_through_an_index(
                 continue
             condition = str(node.get("Index Cond", node.get("Recheck Cond", "")))
             owner = "(id = 'user-3'::text)" if table == "users" else "(user_id = 'user-3'::text)"
+            if name in OF_MANY_USERS:
+                owner = "(user_id = "  # of the message
             assert owner in condition, f"{name} reads {table} by {node['Node Type']} with {condition or 'no index'}"
 
 
@@ -217,10 +261,21 @@ async def test_a_statement_that_is_about_any_user_touches_tokens_only(
             assert conditions == [f"(id = '{TOKEN}'::text)"]
 
 
+@pytest.mark.parametrize(("name", "tables"), OF_ALL_USERS.items())
+async def test_a_statement_that_is_about_all_users_reads_no_message(
+    name: str, tables: set[str], plan_of: Callable[[Query], Any]
+) -> None:
+    for query in samples(BUSY)[name]:
+        found = list(nodes(await plan_of(query)))
+        scanned = {node["Relation Name"] for node in found if "Relation Name" in node and "Scan" in node["Node Type"]}
+        assert scanned == tables
+
+
 @pytest.mark.parametrize(
     ("name", "index", "most_buffers"),
     [
         ("append_message", "messages_client_message_id", 60),
+        ("append_batch", "messages_client_message_id", 120),
         ("append_messages", "messages_client_message_id", 90),
         ("create_conversation", "conversations_key", 60),
         ("extend_conversation", "conversations_pkey", 60),

@@ -14,7 +14,7 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 from uuid import UUID
 
 from chatledger.storage.bulk import BulkStore
-from chatledger.storage.errors import SchemaOutOfDate, StorageError, Unavailable, UniqueViolation
+from chatledger.storage.errors import SchemaOutOfDate, StorageError, Unavailable, UniqueViolation, UnknownUser
 from chatledger.storage.message_log import MessageLog
 from chatledger.storage.records import StoredPath
 from chatledger.storage.validation import check_user
@@ -52,6 +52,7 @@ async def import_paths(
     Raises:
         ValueError: there is no format of that name.
         Unavailable, SchemaOutOfDate: the database failed; running it again goes on from there.
+        UnknownUser: the user is not in the application's users table.
     """
     forced = None
     if format is not None and (forced := format_named(format)) is None:
@@ -129,7 +130,7 @@ class Importer:
             return []
         try:
             return await self._store_together(prepared, reading)
-        except (Unavailable, SchemaOutOfDate):
+        except (Unavailable, SchemaOutOfDate, UnknownUser):  # no other one would fare better
             raise
         except StorageError as exc:
             if len(prepared) == 1:

@@ -199,6 +199,16 @@ def upgrade() -> None:
     )
     op.create_index("api_tokens_id", "api_tokens", ["id", "user_id"], schema=SCHEMA)
     op.create_table(
+        "erasures",
+        sa.Column("user_digest", sa.LargeBinary(), nullable=False),
+        sa.Column("erased_at", sa.DateTime(timezone=True), nullable=False, server_default=NOW),
+        sa.Column("conversations", sa.BigInteger(), nullable=False),
+        sa.Column("messages", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("user_digest", "erased_at", name="erasures_pkey"),
+        sa.CheckConstraint("octet_length(user_digest) = 32", name="erasures_digest_length"),
+        schema=SCHEMA,
+    )
+    op.create_table(
         "signing_keys",
         sa.Column("purpose", sa.Text(), nullable=False),
         sa.Column("secret", sa.LargeBinary(), nullable=False),
@@ -216,5 +226,5 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     # The extensions stay: others may use them by now.
-    for table in ("signing_keys", "api_tokens", "messages", "conversations", "users"):
+    for table in ("signing_keys", "erasures", "api_tokens", "messages", "conversations", "users"):
         op.drop_table(table, schema=SCHEMA)

@@ -103,12 +103,24 @@ class KeySet:
             self._fetching = None
 
 
-class _Unusable(Exception):
-    """What was fetched is no set of keys. The sentence is ours."""
+class KeysUnreadable(Exception):
+    """What was fetched is no set of keys, or nothing was. The sentence is ours."""
 
 
 def _reason(exc: Exception) -> str:
-    return str(exc) if isinstance(exc, _Unusable) else type(exc).__name__  # others may quote what they were sent
+    return str(exc) if isinstance(exc, KeysUnreadable) else type(exc).__name__  # others may quote what they were sent
+
+
+async def fetch_keys(url: str, algorithms: Iterable[str]) -> list[_Key]:
+    """The usable keys that an issuer lists at this moment, within the bounds of every fetch.
+
+    Raises:
+        KeysUnreadable: there are none, or it cannot be asked.
+    """
+    try:
+        return read_keys(await _download(url), algorithms)
+    except Exception as exc:  # noqa: BLE001  # a network fails in many ways, and each means the same here
+        raise KeysUnreadable(_reason(exc)) from None
 
 
 async def _download(url: str) -> bytes:
@@ -119,12 +131,12 @@ async def _download(url: str) -> bytes:
         client.stream("GET", url) as response,
     ):
         if response.status_code != 200:
-            raise _Unusable(f"it answers with status {response.status_code}")
+            raise KeysUnreadable(f"it answers with status {response.status_code}")
         body = bytearray()
         async for piece in response.aiter_raw():
             body += piece
             if len(body) > FETCH_BYTES:
-                raise _Unusable(f"the answer has over {FETCH_BYTES:,} bytes")
+                raise KeysUnreadable(f"the answer has over {FETCH_BYTES:,} bytes")
         return bytes(body)
 
 
@@ -138,16 +150,16 @@ def read_keys(document: bytes, algorithms: Iterable[str]) -> list[_Key]:
     """The public signing keys for these algorithms in a JWKS. What is not one of them is passed over.
 
     Raises:
-        Exception: there is none at all.
+        KeysUnreadable: there is none at all.
     """
     try:
         listed = json.loads(document)["keys"]
     except (ValueError, LookupError, TypeError, RecursionError):
-        raise _Unusable("the answer is not a JWKS") from None
+        raise KeysUnreadable("the answer is not a JWKS") from None
     keys = [key for each in (listed if isinstance(listed, list) else []) if (key := _read_key(each)) is not None]
     usable = [key for key in keys if key.algorithm in algorithms]
     if not usable:
-        raise _Unusable("the JWKS has no key for the algorithms that are allowed")
+        raise KeysUnreadable("the JWKS has no key for the algorithms that are allowed")
     return usable
 
 
