@@ -82,10 +82,10 @@ def cpu(pid: int) -> float:
 async def backend(store: ConversationStore) -> int:
     opened = store.database._opened_already()
     assert opened is not None
-    connection = await store.database._borrow(opened.engine)
+    connection = await opened.connections.borrow()
     driver: Any = connection.driver_connection
     pid = int(await driver.fetchval("SELECT pg_backend_pid()"))
-    await store.database._give_back(connection, broken=False)
+    await opened.connections.give_back(connection, broken=False)
     return pid
 
 

@@ -10,37 +10,31 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from chatledger.storage import row_security, schema
-from chatledger.storage.connection_queue import ConnectionQueue
+from chatledger.storage.connections import Connections, NothingSent
 from chatledger.storage.errors import (
     ROLLED_BACK,
     UNKNOWN_OUTCOME,
     StorageError,
     Unavailable,
-    driver_error,
     may_pass,
     translate,
     unreachable,
 )
 from chatledger.storage.query import Query
-from chatledger.storage.rows import decode_json
 from chatledger.storage.source import DatabaseSource
 from chatledger.storage.transaction import Transaction, transaction
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncEngine
     from sqlalchemy.pool import PoolProxiedConnection
-
-    from chatledger.storage.database_url import DatabaseTarget
 
 CALL_SECONDS: Final = 25.0  # one statement with its repeats; below the 28 s that a whole tool call may take
 OPENING_SECONDS: Final = 20.0  # waiting for a database that starts or wakes; clients give up at 60 s
 POOL_SIZE, POOL_OVERFLOW = 5, 5  # a small Neon compute takes about a hundred connections; several servers share it
-RECYCLE_SECONDS: Final = 240  # below the 5 minutes after which Neon sleeps
 PAUSES: Final = (0.1, 0.5)  # seconds before what may be sent again is sent the second and the third time
 # Seconds that a call goes on trying to connect (chosen: a database that restarts or wakes refuses for up to 8).
 WAKING_SECONDS = 10.0
@@ -57,15 +51,9 @@ class _Fence:
 
 
 class _Open(NamedTuple):
-    engine: AsyncEngine
-    keeps_statements: bool
-    """Whether the driver keeps prepared statements: not where a pooler may be in between."""
+    connections: Connections
     cursor_secret: bytes
     fence: _Fence
-
-
-class _NothingSent(Exception):
-    """No connection could be had, so the statement never left: `__cause__` says why, and repeating it is safe."""
 
 
 class _Patience:
@@ -74,7 +62,7 @@ class _Patience:
     def __init__(self) -> None:
         self._began, self._pauses = time.monotonic(), iter(PAUSES)
 
-    async def until_it_wakes(self, failed: _NothingSent) -> None:
+    async def until_it_wakes(self, failed: NothingSent) -> None:
         """Return when it is time to try to connect again; raise the caller's error when waiting would not help."""
         cause = failed.__cause__ or failed
         if not may_pass(cause) or time.monotonic() - self._began >= WAKING_SECONDS:
@@ -97,9 +85,6 @@ class Database:
     ) -> None:
         self.source = source
         self._pool_size, self._pool_overflow = pool_size, pool_overflow
-        self._queue = ConnectionQueue(pool_size + pool_overflow)
-        self._idle: list[PoolProxiedConnection] = []
-        """Borrowed from the pool and kept: borrowing and giving back cost as much as a small statement."""
         self._opening: asyncio.Task[_Open] | None = None
         self._writing: set[asyncio.Task[Any]] = set()
         self._waking: asyncio.Task[None] | None = None
@@ -131,10 +116,8 @@ class Database:
             await asyncio.wait(self._writing)
         if opening is not None:
             await asyncio.wait([opening])
-            while self._idle:
-                await _close(self._idle.pop(), broken=False)
             if not opening.cancelled() and opening.exception() is None:
-                await opening.result().engine.dispose()
+                await opening.result().connections.aclose()
         self._opening = None
         await self.source.release()
 
@@ -165,9 +148,7 @@ class Database:
     def connections(self) -> tuple[int, int]:
         """How many connections of this process calls hold at this moment, and how many wait for calls."""
         opened = self._opened_already()
-        pool: Any = None if opened is None else opened.engine.pool
-        kept = len(self._idle)
-        return (0, 0) if pool is None else (pool.checkedout() - kept, pool.checkedin() + kept)
+        return (0, 0) if opened is None else opened.connections.count()
 
     def may_gather(self) -> bool:
         """Whether one statement may carry the appends of several users."""
@@ -195,7 +176,8 @@ class Database:
             StorageError: what the database's answer means to a caller.
         """
         opened = await self._deadline(self._ready(), CALL_SECONDS)
-        connection = await self._borrow_patiently(opened.engine)
+        connections = opened.connections
+        connection = await _borrow_patiently(connections)
         broken = True
         try:
             fenced = opened.fence.up
@@ -203,7 +185,7 @@ class Database:
                 yield begun
             broken = False
         finally:
-            await self._give_back(connection, broken=broken)
+            await connections.give_back(connection, broken=broken)
 
     async def cursor_secret(self) -> bytes:
         """The secret that seals page cursors, the same for every process on this database."""
@@ -227,11 +209,11 @@ class Database:
             opened = await self._ready()
             try:
                 return await self._once(opened, query)
-            except _NothingSent as exc:
+            except NothingSent as exc:
                 await patience.until_it_wakes(exc)
             except Exception as exc:  # noqa: BLE001  # drivers raise outside their own trees, too
                 if getattr(exc, "sqlstate", None) == row_security.NO_SCOPE and not opened.fence.up:
-                    opened.fence.up = (await self._state(opened.engine)).fenced
+                    opened.fence.up = (await _state(opened.connections)).fenced
                     if opened.fence.up:
                         continue  # it was put up meanwhile, and let nothing through
                 error = translate(exc)
@@ -240,12 +222,12 @@ class Database:
                     raise error from (None if error is exc else exc)
 
     async def _once(self, opened: _Open, query: Query) -> list[Any]:
-        connection = await self._borrow(opened.engine)
+        connections = opened.connections
+        connection = await connections.borrow()
         driver: Any = connection.driver_connection
         broken = True
         try:
-            fetch = partial(_fetch_kept if opened.keeps_statements else _fetch_unnamed, connection)
-            rows: list[Any] = await (_fetch_fenced(driver, fetch, query) if opened.fence.up else fetch(query))
+            rows = await connections.fetch(connection, query, fenced=opened.fence.up)
             broken = False
             return rows
         except Exception as exc:
@@ -255,46 +237,7 @@ class Database:
             broken = not isinstance(state, str) or state.startswith(("08", "57P", "XX"))
             raise
         finally:
-            await self._give_back(connection, broken=broken or driver.is_closed())
-
-    async def _borrow(self, engine: AsyncEngine) -> PoolProxiedConnection:
-        """A connection, in its turn; `_give_back` ends both."""
-        await self._queue.take()
-        try:
-            with self._queue.opening():
-                return await self._live_connection(engine)
-        except BaseException:
-            self._queue.give()
-            raise
-
-    async def _live_connection(self, engine: AsyncEngine) -> PoolProxiedConnection:
-        while self._idle:
-            kept = self._idle.pop()
-            driver: Any = kept.driver_connection
-            if not driver.is_closed() and time.monotonic() - kept.info["opened"] < RECYCLE_SECONDS:
-                return kept
-            await _close(kept, broken=True)
-        for _ in range(self._pool_size + self._pool_overflow + 1):
-            try:
-                connection = await engine.raw_connection()
-            except Exception as exc:  # noqa: BLE001  # whatever it was, nothing was sent
-                await self.source.url()  # an embedded server that died comes back here
-                raise _NothingSent from driver_error(exc)
-            driver = connection.driver_connection
-            if not driver.is_closed():
-                connection.info.setdefault("opened", time.monotonic())
-                return connection
-            await _close(connection, broken=True)  # it died while idle: nothing was sent
-        raise _NothingSent from ConnectionError("every pooled connection was closed")
-
-    async def _give_back(self, connection: PoolProxiedConnection, *, broken: bool) -> None:
-        try:
-            if broken or len(self._idle) >= self._pool_size:
-                await _close(connection, broken=broken)
-            else:
-                self._idle.append(connection)
-        finally:
-            self._queue.give()
+            await connections.give_back(connection, broken=broken or driver.is_closed())
 
     # ---- opening ---------------------------------------------------------------------------------------------------
 
@@ -312,55 +255,22 @@ class Database:
     async def _open(self) -> _Open:
         url = await self.source.url()
         try:
-            target, engine = await asyncio.to_thread(self._make_engine, url)  # the import takes a while
+            make = partial(Connections, url, kept=self._pool_size, more=self._pool_overflow, revive=self.source.url)
+            connections = await asyncio.to_thread(make)  # the import takes a while
         except ValueError as exc:
             raise Unavailable(f"{exc}; `chatledger doctor` says more", retry_after_seconds=60) from exc
         try:
-            state = await self._state(engine)
+            state = await _state(connections)
             if self.source.migrates_itself and (state.revision is None or state.revision < schema.REVISION):
                 await asyncio.to_thread(schema.migrate, url)
-                state = await self._state(engine)
+                state = await _state(connections)
             schema.require_current(state)
         except BaseException as exc:
-            while self._idle:  # the one that was asked, which is of this engine
-                await _close(self._idle.pop(), broken=True)
-            await engine.dispose()
+            await connections.aclose()
             if isinstance(exc, StorageError) or not isinstance(exc, Exception):
                 raise
             raise translate(exc) from exc
-        return _Open(engine, target.direct, state.cursor_secret, _Fence(state.fenced))
-
-    async def _state(self, engine: AsyncEngine) -> schema.SchemaState:
-        connection = await self._borrow_patiently(engine)
-        try:
-            return await schema.read_state(connection.driver_connection)
-        finally:
-            await self._give_back(connection, broken=False)
-
-    async def _borrow_patiently(self, engine: AsyncEngine) -> PoolProxiedConnection:
-        patience = _Patience()
-        while True:
-            try:
-                return await self._borrow(engine)
-            except _NothingSent as exc:
-                await patience.until_it_wakes(exc)
-
-    def _make_engine(self, url: str) -> tuple[DatabaseTarget, AsyncEngine]:
-        from sqlalchemy.ext.asyncio import create_async_engine
-
-        from chatledger.storage.database_url import read_database_url
-
-        target = read_database_url(url)
-        return target, create_async_engine(
-            target.url,
-            isolation_level="AUTOCOMMIT",
-            pool_size=self._pool_size,
-            max_overflow=self._pool_overflow,
-            pool_recycle=RECYCLE_SECONDS,
-            pool_reset_on_return=None,  # nothing to undo in autocommit, and a reset is a round trip
-            json_deserializer=decode_json,
-            connect_args=target.connect_args,
-        )
+        return _Open(connections, state.cursor_secret, _Fence(state.fenced))
 
     def _opened(self, task: asyncio.Task[_Open]) -> None:
         if task.cancelled() or task.exception() is not None:
@@ -372,49 +282,18 @@ class Database:
             task.exception()  # a cancelled caller leaves nobody to look at it
 
 
-async def _fetch_kept(connection: PoolProxiedConnection, query: Query) -> list[Any]:
-    """The rows, by a statement that the driver prepares once on a connection."""
-    driver: Any = connection.driver_connection
-    rows: list[Any] = await driver.fetch(query.sql, *query.args)
-    return rows
-
-
-async def _fetch_fenced(driver: Any, fetch: Callable[[Query], Awaitable[list[Any]]], query: Query) -> list[Any]:
-    """The rows, in a transaction that says first whose they must be: four round trips in the place of one."""
-    await driver.execute("BEGIN")
+async def _state(connections: Connections) -> schema.SchemaState:
+    connection = await _borrow_patiently(connections)
     try:
-        await row_security.enter(fetch, query)
-        rows = await fetch(query)
-    except Exception as exc:
-        # After anything but a refusal the connection is not used again, and nothing more is waited for.
-        if isinstance(getattr(exc, "sqlstate", None), str) and not driver.is_closed():
-            await driver.execute("ROLLBACK")
-        raise
-    await driver.execute("COMMIT")
-    return rows
+        return await schema.read_state(connection.driver_connection)
+    finally:
+        await connections.give_back(connection, broken=False)
 
 
-async def _fetch_unnamed(connection: PoolProxiedConnection, query: Query) -> list[Any]:
-    """The rows, by an unnamed statement: parsed anew each time, so that it may reach another server behind a pooler.
-
-    The first use on a connection is a round trip more, which asks for the types; they are kept as long as it lives.
-    """
-    driver: Any = connection.driver_connection
-    known: Any = connection.info.get(query.sql)
-    if known is None:
-        known = connection.info[query.sql] = await driver.prepare(query.sql)
-    try:
-        rows: list[Any] = await known.fetch(*query.args)
-    except BaseException:
-        connection.info.pop(query.sql, None)  # types that changed meanwhile are asked for again
-        raise
-    return rows
-
-
-async def _close(connection: PoolProxiedConnection, *, broken: bool) -> None:
-    """Give it back to the pool, which keeps it unless it is broken."""
-    from sqlalchemy.util import greenlet_spawn
-
-    if broken:
-        await greenlet_spawn(connection.invalidate)
-    await greenlet_spawn(connection.close)
+async def _borrow_patiently(connections: Connections) -> PoolProxiedConnection:
+    patience = _Patience()
+    while True:
+        try:
+            return await connections.borrow()
+        except NothingSent as exc:
+            await patience.until_it_wakes(exc)

@@ -8,7 +8,6 @@ import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
@@ -36,11 +35,6 @@ async def store(proxy: WireProxy, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
         for user in ("alice", "bob"):
             await opened.create_conversation(user, title="weather")
         yield opened
-
-
-def pool(store: ConversationStore) -> Any:
-    assert store.database._opening is not None
-    return store.database._opening.result().engine.pool
 
 
 async def until(holds: Callable[[], bool]) -> None:

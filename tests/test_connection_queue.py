@@ -27,6 +27,12 @@ async def database(database_url: str) -> AsyncIterator[Database]:
     await opened.aclose()
 
 
+def queue_of(database: Database) -> ConnectionQueue:
+    opened = database._opened_already()
+    assert opened is not None
+    return opened.connections._queue
+
+
 async def test_a_burst_of_calls_is_served_in_the_order_they_came(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -58,20 +64,20 @@ async def test_stuck_connections_are_told_soon_and_used_again_afterwards(
     assert all(isinstance(error, Unavailable) and "all connections" in error.message for error in refused)
     await asyncio.gather(*stuck)
     await asyncio.gather(*(database.read(Query("SELECT $1::text", ("x",))) for _ in range(50)))
-    assert database._queue._free == SIZE
+    assert queue_of(database)._free == SIZE
 
 
 async def test_a_call_that_is_cancelled_while_it_waits_takes_no_turn_with_it(database: Database) -> None:
     holding = [asyncio.create_task(database.read(Query(SLEEP, ("x", 0.3)))) for _ in range(SIZE)]
     waiting = [asyncio.create_task(database.read(Query("SELECT $1::text", ("x",)))) for _ in range(20)]
-    while len(database._queue._waiting) < 20:
+    while len(queue_of(database)._waiting) < 20:
         await asyncio.sleep(0.001)
     for call in waiting[::2]:
         call.cancel()
     ended = await asyncio.gather(*waiting, return_exceptions=True)
     assert [isinstance(end, asyncio.CancelledError) for end in ended] == [True, False] * 10
     await asyncio.gather(*holding)
-    assert database._queue._free == SIZE
+    assert queue_of(database)._free == SIZE
 
 
 async def test_a_turn_that_comes_at_the_moment_of_cancelling_goes_to_the_next() -> None:

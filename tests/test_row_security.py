@@ -193,14 +193,14 @@ async def test_a_connection_that_goes_back_to_the_pool_carries_no_user(store: Co
     opened = store.database._opened_already()
     assert opened is not None
     assert opened.fence.up
-    connection = await store.database._borrow(opened.engine)
+    connection = await opened.connections.borrow()
     try:
         driver: Any = connection.driver_connection
         assert await driver.fetchval("SELECT current_setting('chatledger.user_id')") == ""
         assert await driver.fetch("SELECT * FROM chatledger.messages") == []
         assert not driver.is_in_transaction()
     finally:
-        await store.database._give_back(connection, broken=False)
+        await opened.connections.give_back(connection, broken=False)
 
 
 async def test_calls_of_many_users_at_once_on_few_connections_keep_apart(store: ConversationStore) -> None:

@@ -309,7 +309,7 @@ async def cancel_storm(url: str, seed: int, count: int, *, at_once: int = 40) ->
         for start in range(0, count, at_once):
             tasks = [asyncio.create_task(call(number)) for number in range(start, start + at_once)]
             for task in chance.sample(tasks, at_once // 2):
-                for _ in range(chance.randrange(60)):
+                for _ in range(chance.randrange(12)):
                     await asyncio.sleep(0)
                 task.cancel()
             for outcome in await asyncio.gather(*tasks, return_exceptions=True):

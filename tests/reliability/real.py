@@ -25,7 +25,7 @@ MOMENTS: list[Moment] = ["before", "after"]
 Fault = Callable[[], Awaitable[None]]
 INSTANCES = 3
 WORST_PAUSE = 0.02  # seconds before a caller gives up (chosen: a call takes 2 to 20 ms, so it is in any of its states)
-BETWEEN_FAULTS = 0.06  # seconds on average
+BETWEEN_FAULTS = 0.03  # seconds on average (chosen: some fifty in a history of two seconds)
 PLAN = Plan(steps=18, cancelled=0.22)
 
 
@@ -71,7 +71,7 @@ def wire_faults(proxy: WireProxy, chance: random.Random) -> list[Fault]:
         proxy.black_hole = False
         proxy.cut_all()
 
-    return [cut, cut, cut, reset, refuse, slow, swallow]
+    return [*[cut] * 6, reset, refuse, slow, swallow]
 
 
 @asynccontextmanager

@@ -33,7 +33,7 @@ class Plan:
 # What a writer does next, and how often.
 _WEIGHTS = {
     "say": 30,
-    "say without id": 10,
+    "say without id": 20,
     "say a batch": 12,
     "say at both doors": 8,
     "say on condition": 10,
