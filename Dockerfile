@@ -7,13 +7,13 @@ RUN pip install --no-cache-dir --root-user-action=ignore uv==0.13.9
 WORKDIR /src
 # What it depends on is a layer of its own, which stays until the lock changes.
 COPY pyproject.toml uv.lock ./
-RUN uv sync --locked --no-default-groups --extra metrics --no-install-project
+RUN uv sync --locked --no-default-groups --extra metrics --extra telemetry --no-install-project
 COPY README.md LICENSE ./
 COPY migrations migrations
 COPY storage storage
 COPY transfer transfer
 COPY server server
-RUN uv sync --locked --no-default-groups --extra metrics --no-editable
+RUN uv sync --locked --no-default-groups --extra metrics --extra telemetry --no-editable
 
 FROM python:3.13-slim-trixie
 LABEL io.modelcontextprotocol.server.name="chatledger" \

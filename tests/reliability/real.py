@@ -26,7 +26,7 @@ Fault = Callable[[], Awaitable[None]]
 INSTANCES = 3
 WORST_PAUSE = 0.02  # seconds before a caller gives up (chosen: a call takes 2 to 20 ms, so it is in any of its states)
 BETWEEN_FAULTS = 0.03  # seconds on average (chosen: some fifty in a history of two seconds)
-PLAN = Plan(steps=18, cancelled=0.22)
+PLAN = Plan(steps=20, cancelled=0.3)
 
 
 async def pause(chance: random.Random) -> None:
