@@ -80,15 +80,28 @@ def ready_root() -> Iterator[Path]:
 def copied_root() -> Iterator[Path]:
     """A data directory with a database that a test may damage; to copy 39 MB takes up to a second."""
     with empty_root() as root:
-        subprocess.run(["cp", "-R", _ready_root() / "pg18", root], check=True)
+        subprocess.run(["cp", "-R", _new_root() / "pg18", root], check=True)
         yield root
 
 
 @functools.cache
 def _ready_root() -> Path:
+    root = _kept_root()
+    subprocess.run(["cp", "-R", _new_root() / "pg18", root], check=True)
+    return root
+
+
+def _kept_root() -> Path:
     root = Path(tempfile.mkdtemp(prefix="chatledger-test-"))
     root.chmod(0o711)
     atexit.register(shutil.rmtree, root)
+    return root
+
+
+@functools.cache
+def _new_root() -> Path:
+    """One that nobody has stored anything in."""
+    root = _kept_root()
     database = EmbeddedPostgres(root, linger=0, settings=QUICK)
     database.start()
     database.stop()

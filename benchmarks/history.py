@@ -1,0 +1,119 @@
+"""What does a history of a thousand messages cost over fetching its rows and writing them as JSON?
+
+uv run --with orjson python -m benchmarks.history [--rounds 15] [--short]
+
+The floor is asyncpg's `fetch` of the same rows by the same index, and orjson's `dumps` of them as dictionaries. Beside it:
+the store's window, the store's window as the tool's JSON, the tool over stdio read by the least client there can be,
+and the tool through the SDK's own client. Alternatives alternate in rounds; ratios are medians, with their range.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+from mcp import Client, StdioServerParameters
+from mcp.client.stdio import stdio_client
+
+from benchmarks import results
+from benchmarks.protocol import BareClient, told
+from chatledger.server import schemas
+from chatledger.storage import ConversationStore, NewMessage
+from chatledger.storage.embedded import EmbeddedPostgres
+
+MESSAGES = 1_000
+TEXT = "A message of three hundred characters, as people and models write them. " * 4 + "The end of it."
+ROWS = """
+SELECT seq, role, content, created_at, tool_calls, tool_call_id, name FROM chatledger.messages
+ WHERE user_id = $1 AND conversation_id = $2 AND seq > $3 ORDER BY seq LIMIT $4
+"""
+BUDGET = {"limit": MESSAGES, "max_tokens": 200_000}
+
+
+async def measure(folder: str, rounds: int) -> list[dict[str, Any]]:
+    import orjson
+
+    url = EmbeddedPostgres(Path(folder)).start()
+    chatledger = str(Path(sys.executable).with_name("chatledger"))
+    settings = {"CHATLEDGER_DATA_DIR": folder, "CHATLEDGER_USER_ID": "local"}
+    bare = await BareClient.start(chatledger, "serve", **settings)
+    await bare.call("create_conversation", {})
+    parameters = StdioServerParameters(command=chatledger, args=["serve"], env=settings)
+    async with ConversationStore.at(url) as store, Client(stdio_client(parameters)) as client:
+        for _ in range(MESSAGES // 100):
+            await store.append_messages("local", 1, [NewMessage(role="user", content=TEXT)] * 100)
+        conversation = (await store.load_history("local", 1, limit=1)).conversation.id
+        raw = await asyncpg.connect(url)
+
+        async def floor() -> None:
+            rows = await raw.fetch(ROWS, "local", conversation, 0, MESSAGES)
+            names = ("seq", "role", "content", "created_at", "tool_calls", "tool_call_id", "name")
+            shown = [{name: row[name] for name in names if row[name] is not None} for row in rows]
+            assert len(orjson.dumps({"messages": shown})) > MESSAGES * len(TEXT)
+
+        async def window() -> None:
+            found = await store.load_history("local", 1, **BUDGET)
+            assert len(found.messages) == MESSAGES
+
+        async def as_json() -> None:
+            found = await store.load_history("local", 1, **BUDGET)
+            schemas.compact_json(schemas.window_view(found, 200_000))
+
+        async def over_stdio() -> None:
+            params = {"name": "load_history", "arguments": {"conversation_id": 1, **BUDGET}}
+            line = await bare.request("tools/call", params)
+            assert len(json.loads(line)["result"]["structuredContent"]["messages"]) == MESSAGES
+
+        async def by_the_sdk() -> None:
+            result = await client.call_tool("load_history", {"conversation_id": 1, **BUDGET})
+            assert len((result.structured_content or {})["messages"]) == MESSAGES
+
+        calls: dict[str, Callable[[], Awaitable[None]]] = {
+            "the store's window": window,
+            "as the tool's JSON": as_json,
+            "over stdio, the least client": over_stdio,
+            "over stdio, the SDK's client": by_the_sdk,
+        }
+        seen: dict[str, list[float]] = {name: [] for name in ("floor", *calls)}
+        for number in range(rounds + 1):
+            for name, call in {"floor": floor, **calls}.items():
+                began = time.perf_counter()
+                await call()
+                if number:  # the first warms
+                    seen[name].append((time.perf_counter() - began) * 1e3)
+        await raw.close()
+    await bare.stop()
+    found = []
+    for name in calls:
+        ratios = [ours / base for ours, base in zip(seen[name], seen["floor"], strict=True)]
+        p50 = statistics.median(seen[name]), statistics.median(seen["floor"])
+        print(f"| {name} | {told(ratios)} | {p50[0]:.1f} for {p50[1]:.1f} |", flush=True)
+        found.append({"what": name, "ratio": round(statistics.median(ratios), 2), "p50_ms": [round(p, 2) for p in p50]})
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--short", action="store_true", help="only to show that it works")
+    args = parser.parse_args()
+    load = os.getloadavg()[0]
+    print("| a history of 1,000 messages | over fetch and orjson | p50 ms |\n|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        figures = asyncio.run(measure(folder, 2 if args.short else args.rounds))
+    if not args.short:
+        results.write("history", figures, load_before=load)
+
+
+if __name__ == "__main__":
+    main()
