@@ -32,7 +32,7 @@ from tests.reliability.kills import of_the_database
 
 CONVERSATIONS, INSTANCES = 4, 2
 APPENDS = 60  # of each writer without kills; with kills, at least so many and until all kills are done
-GIVE_UP_SECONDS = 60.0  # after which a message that cannot be stored ends the run
+GIVE_UP_SECONDS = 180.0  # after which a store that does not come back ends the run (chosen: one gave no answer for 60)
 
 
 class Instance(Protocol):

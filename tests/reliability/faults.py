@@ -27,7 +27,7 @@ from tests.wire_proxy import Moment, WireProxy
 
 MOMENTS: list[Moment] = ["before", "after"]
 POOL = POOL_SIZE + POOL_OVERFLOW
-REPEATS = 40  # of one call until it is answered; no fault here outlasts so many
+REPEATS = 40  # of one call until it is answered (chosen)
 
 
 def keyed(content: str) -> NewMessage:
@@ -223,8 +223,12 @@ async def clock_jumps(url: str, seed: int, count: int) -> dict[str, Any]:
                 await store.append_message("alice", conversation.id, keyed(str(number)))
                 jump = chance.choice(jumps)
                 async with watch.transaction():
-                    for table, column in (("conversations", "updated_at"), ("messages", "created_at")):
-                        await watch.execute(f"UPDATE chatledger.{table} SET {column} = {column} + $1", jump)
+                    for table, column, key in (
+                        ("conversations", "updated_at", "id"),
+                        ("messages", "created_at", "conversation_id"),
+                    ):
+                        move = f"UPDATE chatledger.{table} SET {column} = {column} + $1 WHERE {key} = $2"
+                        await watch.execute(move, jump, conversation.id)
                 window = await store.load_history("alice", conversation.id, max_tokens=200_000)
                 assert [message.seq for message in window.messages] == list(range(1, number + 2))
                 assert [message.content for message in window.messages] == [str(n) for n in range(number + 1)]

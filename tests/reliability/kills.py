@@ -25,7 +25,7 @@ from tests.reliability.doors import HttpDoor, StdioDoor, StoreDoor, ToolDoor
 from tests.reliability.history import Call, Door, History, Refused, Said, Unknown
 from tests.reliability.server_processes import http_servers
 
-AFTER_SENDING = 0.03  # seconds at most between a request and the kill (a call takes 2 to 20 ms)
+AFTER_SENDING = 0.03  # seconds at most between a request and the kill (chosen: some calls have ended by then)
 ANSWERED_WITHIN = 60.0  # seconds in which a writer's repeats must have been answered (chosen: twice a call's deadline)
 BATCH = 20  # messages of one append
 # Seconds on average from an answer to a writer's next append, so that a killed server has a processor to start on.

@@ -33,12 +33,15 @@ def with_tables(page: str) -> str:
 
 def _conditions(told: dict[str, Any]) -> str:
     failed = [f"{part}: {figures['failed']}" for part, figures in told["parts"].items() if "failed" in figures]
+    again = "".join(
+        f"\nRun again afterwards, alone: {part}, because {why}." for part, why in told.get("again", {}).items()
+    )
     return (
         f"`uv run python -m tests.reliability --seed {told['seed']}` on {told['date']}: Postgres {told['postgres']} "
         f"with `fsync` {told['fsync']}, {told['machine']}, {told['cores']} cores shared with other work "
         f"(load {told['load before']:.1f} before, {told['load after']:.1f} after), "
-        f"{told['seconds'] / 60:.0f} minutes.\n"
-        f"**{'Not all held: ' + '; '.join(failed) if failed else 'Everything held'}.**\n"
+        f"{told['seconds'] / 60:.0f} minutes.{again}\n"
+        f"**{'Not all held: ' + '; '.join(failed) if failed else 'Every part held'}.**\n"
     )
 
 
@@ -63,10 +66,10 @@ _ATTACKS = {
     "processes": "Histories: servers over HTTP and stdio, which are killed besides",
     "crowd": "Conversations begun at one moment, each created, appended to three times and loaded",
     "cuts": "The connection cut before the statement arrives, or after COMMIT and before the reply, up to 4 times",
-    "cold_starts": "A database that refuses, or says that it is starting (57P03), for up to 8 s",
+    "cold_starts": "A port that refuses, or a stand-in that answers as a starting Postgres does (57P03), for up to 8 s",
     "stopped": "All of Postgres stopped (SIGSTOP) for up to 15 s, with 30 callers",
     "exhausted": "A pool of 4 stuck behind a lock, 200 more callers",
-    "clock_jumps": "The clock an hour or a day ahead or back",
+    "clock_jumps": "The clock an hour or a day off: stored times are moved, the clock itself is not set",
     "cancel_storm": "Cancel storm on the pool",
     "callers_gone": "Callers over HTTP and stdio who leave in the middle of a call",
     "same_key": "One `client_message_id` through two processes at one moment",

@@ -24,8 +24,8 @@ from tests.wire_proxy import Moment, WireProxy
 MOMENTS: list[Moment] = ["before", "after"]
 Fault = Callable[[], Awaitable[None]]
 INSTANCES = 3
-WORST_PAUSE = 0.02  # seconds before a caller gives up (chosen: a call takes 2 to 20 ms, so it is in any of its states)
-BETWEEN_FAULTS = 0.03  # seconds on average (chosen: some fifty in a history of two seconds)
+WORST_PAUSE = 0.02  # seconds at most before a caller gives up (chosen: some calls have ended by then)
+BETWEEN_FAULTS = 0.03  # seconds on average (chosen)
 PLAN = Plan(steps=20, cancelled=0.3)
 
 
@@ -106,7 +106,7 @@ async def history_of_instances(url: str, seed: int) -> History:
             await terminate_a_backend(url, chance)
 
         faults = [fault for proxy in proxies for fault in wire_faults(proxy, chance)] + [terminate] * 3
-        workload = _workload(history, seed, dict.fromkeys(_users(seed), doors))
+        workload = _workload(history, seed, dict.fromkeys(_users(history), doors))
         async with disturbed(faults, chance):
             await workload.run()
         for proxy in proxies:
@@ -125,7 +125,7 @@ class Processes:
     async def history(self, seed: int, *, kills: int = 2) -> History:
         """With three users, of whom one has a server over stdio besides; so many kills of servers at most."""
         history, chance = History(f"processes {seed}"), random.Random(f"{seed}/faults")
-        users = _users(seed)
+        users = _users(history)
         stdio = StdioDoor(users[0], DATABASE_URL=self.proxy.url)
         left = kills
 
@@ -169,8 +169,9 @@ async def processes(url: str) -> AsyncIterator[Processes]:
     await until_quiet(url, 0)
 
 
-def _users(seed: int) -> list[str]:
-    return [f"{name} {seed}" for name in ("alice", "bob", "carol")]
+def _users(history: History) -> list[str]:
+    """Three of its own, so that all histories may share one database."""
+    return [f"{name} of {history.name}" for name in ("alice", "bob", "carol")]
 
 
 def _workload(history: History, seed: int, doors: dict[str, Sequence[Door]] | dict[str, list[StoreDoor]]) -> Workload:

@@ -14,7 +14,7 @@ from tests.reliability.model import Model
 from tests.reliability.workload import Plan, Workload
 
 T = TypeVar("T")
-LOST_REQUEST, LOST_REPLY, TWICE = 0.06, 0.12, 0.18  # bounds of the shares of calls that meet such a fate
+LOST_REQUEST, LOST_REPLY, TWICE = 0.08, 0.16, 0.22  # bounds of the shares of calls that meet such a fate
 WORST_PAUSE = 12  # turns of the event loop
 
 

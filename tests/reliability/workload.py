@@ -46,7 +46,7 @@ _WEIGHTS = {
     "create": 8,
     "intrude": 8,
 }
-_INSISTENCE = 40  # repeats before a settled outcome is given up (chosen: 40 pauses outlast any fault that is injected)
+_INSISTENCE = 40  # repeats before the run ends because something is never answered (chosen)
 
 
 class Workload:
