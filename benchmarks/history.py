@@ -2,9 +2,9 @@
 
 uv run --with orjson python -m benchmarks.history [--rounds 15] [--short]
 
-The floor is asyncpg's `fetch` of the same rows by the same index, and orjson's `dumps` of them as dictionaries. Beside it:
-the store's window, the store's window as the tool's JSON, the tool over stdio read by the least client there can be,
-and the tool through the SDK's own client. Alternatives alternate in rounds; ratios are medians, with their range.
+The floor is asyncpg's `fetch` of the same rows by the same index, and orjson's `dumps` of them as dictionaries. Beside
+it: the store's window, the store's window as the tool's JSON, the tool over stdio read by the least client there can
+be, and the tool through the SDK's own client. Alternatives alternate in rounds; ratios are medians, with their range.
 """
 
 from __future__ import annotations

@@ -46,6 +46,7 @@ def _facts(diagnosis: Diagnosis, auth: AuthDiagnosis, settings: Settings) -> dic
         "schema_revision_needed": REVISION,
         "users_table": _users_table(diagnosis),
         "row_security": diagnosis.row_security,
+        "distributed": diagnosis.distributed,
         "user_id": settings.user_id,
         "authentication": auth.facts,
         "toolset": settings.toolset,

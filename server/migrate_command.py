@@ -35,6 +35,11 @@ def add_to(commands: Any) -> None:
         "role chatledger_app",
     )
     rows.add_argument("--without-rls", action="store_true", help="take that away again")
+    migrate.add_argument(
+        "--distribute",
+        action="store_true",
+        help="lay the tables out by user over the Citus cluster whose coordinator the database is on",
+    )
     migrate.set_defaults(run=_migrate)
 
 
@@ -57,6 +62,9 @@ def _migrate(args: argparse.Namespace, settings: Settings) -> int:
     if (args.with_rls or args.without_rls) and (args.check or args.to not in ("head", schema.REVISION)):
         _say("chatledger: --with-rls and --without-rls change a database with the newest tables: no --check, no --to")
         return 2
+    if args.distribute and (problem := _why_not_distributed(args, settings)):
+        _say(f"chatledger: {problem}")
+        return 2
     if args.sql:
         print(schema.migration_sql(with_row_security=args.with_rls))
         return 0
@@ -76,6 +84,7 @@ def _migrate(args: argparse.Namespace, settings: Settings) -> int:
         else:
             before, after = schema.migrate(url, args.to)
         rows = _fence(url, up=args.with_rls) if args.with_rls or args.without_rls else None
+        tables = _distribute(url) if args.distribute else None
     except ValueError as exc:
         _say(f"chatledger: {exc}")
         return 2
@@ -87,7 +96,33 @@ def _migrate(args: argparse.Namespace, settings: Settings) -> int:
         _say(f"users      {users}")
     if rows is not None:
         _say(f"rows       {rows}")
+    if tables is not None:
+        _say(f"tables     {tables}")
     return 0
+
+
+def _why_not_distributed(args: argparse.Namespace, settings: Settings) -> str | None:
+    """What `--distribute` does not go with."""
+    from chatledger.storage import schema
+
+    if args.check or args.sql or args.to not in ("head", schema.REVISION):
+        return "--distribute lays out a database with the newest tables: it goes without --check, --sql and --to"
+    if args.users_table or args.with_rls:
+        return "--distribute goes neither with --users-table nor with --with-rls: a cluster has neither"
+    if settings.database_url is None:
+        return "--distribute needs a Citus cluster; the embedded Postgres is one machine"
+    return None
+
+
+def _distribute(url: str) -> str:
+    """Lay the tables out; what is to be said of them."""
+    from chatledger.storage import distribution, schema
+
+    done: list[list[str]] = []
+    schema.migrate(url, then=lambda connection: done.append(distribution.lay_out(connection)))
+    if not done[0]:
+        return "distributed by user, nothing to do"
+    return f"distributed by user: {', '.join(done[0])}"
 
 
 def _fence(url: str, *, up: bool) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from chatledger.storage import schema
+from chatledger.storage import distribution, schema
 from chatledger.storage.errors import StorageError, driver_error
 
 if TYPE_CHECKING:
@@ -179,6 +179,10 @@ def _adopt(connection: Connection, schema_name: str, table: str) -> tuple[UsersT
         )
     if adopted is not None and _users_table(adopted).problem is None:
         return _users_table(adopted), False
+    if distribution.is_laid_out(connection):
+        raise UsersTableRefused(
+            "the tables are laid out over a cluster, from which no foreign key leads to such a table"
+        )
     key = _key(connection, host)
     names = {"name": host["name"], "key": key["name"], "type": key["type"], "form": _form(key["type"])}
     try:

@@ -17,13 +17,14 @@ SELECT c.user_id, c.id, c.number, c.key, m.identities, m.last_created_at
                 AS identities, max(m.created_at) AS last_created_at
            FROM chatledger.messages m WHERE m.user_id = $1 AND m.conversation_id = c.id) m ON true
  WHERE c.user_id = $1 AND c.{column} = ANY($2::{type}) AND c.{column} IS NOT NULL
+ ORDER BY c.number
 """
 _PATHS_BY_KEY = _PATHS.format(column="key", type="text[]")
 _PATHS_BY_ID = _PATHS.format(column="id", type="uuid[]")
 
 
 def find_by_keys(user_id: str, keys: Sequence[str], *, by_message_id: bool) -> Query:
-    """Those that have one of the keys, each with what identifies its messages, in order.
+    """Those that have one of the keys, by number, each with what identifies its messages, in order.
 
     That is their `client_message_id`, or their `id` as text. Index: conversations_key, messages_pkey.
     """
@@ -133,17 +134,20 @@ def count_user(user_id: str) -> Query:
     return Query(_COUNT, (user_id,))
 
 
+# Counted first: in distributed Postgres each part of a statement sees what those before it did.
 _ERASE = """
-WITH gone AS (
-  DELETE FROM chatledger.users WHERE id = $1 RETURNING id
-), had AS (
-  SELECT g.id AS user_id, count(c.id) AS conversations, coalesce(sum(c.last_seq), 0) AS messages
-    FROM gone g LEFT JOIN chatledger.conversations c ON c.user_id = $1 GROUP BY g.id
+WITH had AS MATERIALIZED (
+  SELECT u.id AS user_id, count(c.id) AS conversations, coalesce(sum(c.last_seq), 0) AS messages
+    FROM chatledger.users u LEFT JOIN chatledger.conversations c ON c.user_id = $1
+   WHERE u.id = $1 GROUP BY u.id
+), gone AS (
+  DELETE FROM chatledger.users u USING had h WHERE u.id = $1 AND u.id = h.user_id
+  RETURNING u.id AS user_id, h.conversations, h.messages
 ), listed AS (
   INSERT INTO chatledger.erasures (user_digest, conversations, messages)
-  SELECT $2::bytea, conversations, messages FROM had
+  SELECT $2::bytea, conversations, messages FROM gone
 )
-SELECT user_id, conversations, messages FROM had
+SELECT user_id, conversations, messages FROM gone
 """
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
 
-from chatledger.storage.query import BODY, CONVERSATION, MESSAGE, NOW, Query, at
+from chatledger.storage.query import BODY, CONVERSATION, MESSAGE, Query, at
 from chatledger.storage.records import ConversationRef
 
 PREVIEW_CHARS = 160  # chosen: two lines of a list
@@ -45,14 +45,16 @@ def create_conversation(
     return Query(_CREATE, (user_id, id, key, title, metadata, quota))
 
 
+# The time comes from a FROM: distributed Postgres takes no function that is not immutable inside a CASE or coalesce.
 _UPDATE = f"""
 UPDATE chatledger.conversations
    SET title = coalesce($3::text, title),
        metadata = CASE WHEN $4::jsonb IS NULL THEN metadata
                        ELSE (coalesce(metadata, '{{}}'::jsonb) || $4) - $5::text[] END,
-       archived_at = CASE WHEN $6::boolean THEN coalesce(archived_at, {NOW})
+       archived_at = CASE WHEN $6::boolean THEN coalesce(archived_at, greatest(moment.now, updated_at))
                           WHEN NOT $6 THEN NULL ELSE archived_at END,
-       updated_at = {NOW}
+       updated_at = greatest(moment.now, updated_at)
+  FROM (SELECT statement_timestamp() AS now) moment
  WHERE user_id = $1 AND id = {{target}}
 RETURNING {CONVERSATION}
 """
@@ -80,10 +82,12 @@ def get_conversation(user_id: str, ref: ConversationRef) -> Query:
 
 
 _FORK = f"""
-WITH source AS MATERIALIZED (
-  SELECT id, title, metadata, updated_at, least($4::bigint, last_seq)::integer AS cut
-    FROM chatledger.conversations
-   WHERE user_id = $1 AND id = {{target}} AND ($4 IS NULL OR $4 <= last_seq)
+WITH holder AS MATERIALIZED (
+  SELECT id FROM chatledger.users WHERE id = $1 FOR NO KEY UPDATE
+), source AS MATERIALIZED (
+  SELECT c.id, c.title, c.metadata, c.updated_at, least($4::bigint, c.last_seq)::integer AS cut
+    FROM chatledger.conversations c, holder h
+   WHERE c.user_id = $1 AND c.user_id = h.id AND c.id = {{target}} AND ($4 IS NULL OR $4 <= c.last_seq)
 ), owner AS (
   UPDATE chatledger.users u
      SET last_number = u.last_number + 1, conversation_count = u.conversation_count + 1
@@ -103,6 +107,7 @@ WITH source AS MATERIALIZED (
   m.created_at
     FROM added a
     JOIN chatledger.messages m ON m.user_id = $1 AND m.conversation_id = a.forked_from_id AND m.seq <= a.forked_from_seq
+  RETURNING seq  -- as for append_messages
 )
 SELECT * FROM added
 """
@@ -112,6 +117,9 @@ def fork_conversation(
     user_id: str, ref: ConversationRef, id: UUID, *, at_seq: int | None, title: str | None, quota: int | None
 ) -> Query:
     """Copy messages 1 to `at_seq` into a new conversation, from one snapshot.
+
+    The user's row is locked first, as delete does: the parts of a statement have snapshots of their own in distributed
+    Postgres, and the messages could be gone before they are copied.
 
     No row: the source is not there or not this user's, it ends before `at_seq`, or the quota is used up.
     Index: conversations_pkey, messages_pkey.

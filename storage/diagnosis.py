@@ -51,6 +51,8 @@ class Diagnosis(NamedTuple):
     """The application's, where one is adopted."""
     row_security: bool | None = None
     """Whether Postgres holds this role's statements to one user's rows."""
+    distributed: bool | None = None
+    """Whether the tables are laid out over a cluster."""
 
 
 async def diagnose(source: DatabaseSource, where: str) -> Diagnosis:
@@ -93,6 +95,8 @@ async def diagnose(source: DatabaseSource, where: str) -> Diagnosis:
         problems.append(Problem(fence.problem, "`chatledger migrate --with-rls`" if fence.without else mend))
     elif fence.up:
         remarks.append("row security is on: each statement is held to the rows of one user")
+    if state.distributed:
+        remarks.append("the tables are distributed over a Citus cluster by user; connect to its coordinator only")
     if users_table is not None and users_table.problem:
         adopt = users_table.name or "SCHEMA.TABLE"
         problems.append(Problem(users_table.problem, f"`chatledger migrate --users-table {adopt}`"))
@@ -102,7 +106,16 @@ async def diagnose(source: DatabaseSource, where: str) -> Diagnosis:
         except StorageError as exc:
             sentence, _, mend = exc.message.partition("; ")
             problems.append(Problem(sentence, mend.removeprefix("run ")))
-    return Diagnosis(where, facts["version"], state.revision, problems, remarks, users_table, fence.up and fence.holds)
+    return Diagnosis(
+        where,
+        facts["version"],
+        state.revision,
+        problems,
+        remarks,
+        users_table,
+        fence.up and fence.holds,
+        state.distributed,
+    )
 
 
 def _about_search(facts: Any, letters: bool, state: schema.SchemaState) -> list[Problem]:

@@ -11,10 +11,11 @@ import contextlib
 import random
 import time
 from collections.abc import AsyncIterator, Coroutine
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from chatledger.storage import row_security, schema
+from chatledger.storage import distribution, row_security, schema
 from chatledger.storage.connections import Connections, NothingSent
 from chatledger.storage.errors import (
     ROLLED_BACK,
@@ -43,17 +44,21 @@ WAKING_PAUSE: Final = 0.2  # seconds between two tries (chosen: a fraction of th
 _T = TypeVar("_T")
 
 
-class _Fence:
-    """Whether row security stands between the server and the rows; it may be put up while the pool is open."""
-
-    def __init__(self, up: bool) -> None:
-        self.up = up
+# SQLSTATEs of what the database may have become while the pool is open.
+_CHANGED: Final = frozenset({row_security.NO_SCOPE, distribution.NOT_SUPPORTED})
 
 
-class _Open(NamedTuple):
+@dataclass
+class _Open:
+    """The connections, and what was read of the schema; row security or a cluster may come later."""
+
     connections: Connections
-    cursor_secret: bytes
-    fence: _Fence
+    state: schema.SchemaState
+
+    async def changed(self) -> bool:
+        """Look again; whether the schema is not as it was."""
+        before, self.state = self.state, await _state(self.connections)
+        return self.state != before
 
 
 class _Patience:
@@ -153,12 +158,12 @@ class Database:
     def may_gather(self) -> bool:
         """Whether one statement may carry the appends of several users."""
         opened = self._opened_already()
-        return opened is not None and not opened.fence.up
+        return opened is not None and not (opened.state.fenced or opened.state.distributed)
 
     def known_secret(self) -> bytes | None:
         """As `cursor_secret`, or None while the database is not open: nothing is waited for."""
         opened = self._opened_already()
-        return None if opened is None else opened.cursor_secret
+        return None if opened is None else opened.state.cursor_secret
 
     def _opened_already(self) -> _Open | None:
         opening = self._opening
@@ -180,8 +185,9 @@ class Database:
         connection = await _borrow_patiently(connections)
         broken = True
         try:
-            fenced = opened.fence.up
-            async with transaction(connection.driver_connection, snapshot=snapshot, fenced=fenced) as begun:
+            async with transaction(
+                connection.driver_connection, snapshot=snapshot, fenced=opened.state.fenced
+            ) as begun:
                 yield begun
             broken = False
         finally:
@@ -189,7 +195,7 @@ class Database:
 
     async def cursor_secret(self) -> bytes:
         """The secret that seals page cursors, the same for every process on this database."""
-        return (await self._deadline(self._ready(), CALL_SECONDS)).cursor_secret
+        return (await self._deadline(self._ready(), CALL_SECONDS)).state.cursor_secret
 
     # ---- one statement ---------------------------------------------------------------------------------------------
 
@@ -212,10 +218,8 @@ class Database:
             except NothingSent as exc:
                 await patience.until_it_wakes(exc)
             except Exception as exc:  # noqa: BLE001  # drivers raise outside their own trees, too
-                if getattr(exc, "sqlstate", None) == row_security.NO_SCOPE and not opened.fence.up:
-                    opened.fence.up = (await _state(opened.connections)).fenced
-                    if opened.fence.up:
-                        continue  # it was put up meanwhile, and let nothing through
+                if getattr(exc, "sqlstate", None) in _CHANGED and await opened.changed():
+                    continue  # it was put up meanwhile, and let nothing through
                 error = translate(exc)
                 rolled_back = getattr(exc, "sqlstate", None) in ROLLED_BACK
                 if not (rolled_back or (repeatable and error.message == UNKNOWN_OUTCOME)) or not await patience.pause():
@@ -227,7 +231,7 @@ class Database:
         driver: Any = connection.driver_connection
         broken = True
         try:
-            rows = await connections.fetch(connection, query, fenced=opened.fence.up)
+            rows = await connections.fetch(connection, query, fenced=opened.state.fenced)
             broken = False
             return rows
         except Exception as exc:
@@ -270,7 +274,7 @@ class Database:
             if isinstance(exc, StorageError) or not isinstance(exc, Exception):
                 raise
             raise translate(exc) from exc
-        return _Open(connections, state.cursor_secret, _Fence(state.fenced))
+        return _Open(connections, state)
 
     def _opened(self, task: asyncio.Task[_Open]) -> None:
         if task.cancelled() or task.exception() is not None:

@@ -25,18 +25,22 @@ def next_users(after_id: str, limit: int) -> Query:
     return Query(_USERS, (after_id, limit), "everybody")
 
 
-# The entry and what it is about go together: a backup that has the one has not the other.
+# The entry and what it is about go together: a backup that has the one has not the other. Counted before it is deleted:
+# in distributed Postgres each part of a statement sees what those before it did.
 _REPLAY = """
 WITH listed AS (
   INSERT INTO chatledger.erasures (user_digest, erased_at, conversations, messages)
   VALUES ($2::bytea, $3::timestamptz, $4::bigint, $5::bigint)
   ON CONFLICT (user_digest, erased_at) DO NOTHING
   RETURNING erased_at
-), gone AS (
-  DELETE FROM chatledger.users u USING listed l WHERE u.id = $1 AND u.created_at <= l.erased_at RETURNING u.id
+), had AS MATERIALIZED (
+  SELECT u.id AS user_id, count(c.id) AS conversations, coalesce(sum(c.last_seq), 0) AS messages
+    FROM chatledger.users u LEFT JOIN chatledger.conversations c ON c.user_id = $1
+   WHERE u.id = $1 GROUP BY u.id
 )
-SELECT g.id AS user_id, count(c.id) AS conversations, coalesce(sum(c.last_seq), 0) AS messages
-  FROM gone g LEFT JOIN chatledger.conversations c ON c.user_id = $1 GROUP BY g.id
+DELETE FROM chatledger.users u USING listed l, had h
+ WHERE u.id = $1 AND u.id = h.user_id AND u.created_at <= l.erased_at
+RETURNING u.id AS user_id, h.conversations, h.messages
 """
 
 

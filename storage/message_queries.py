@@ -87,6 +87,7 @@ WITH input AS MATERIALIZED (
   INSERT INTO chatledger.messages ({MESSAGE})
   SELECT $1, h.conversation_id, h.base + t.nth, t.id, {BODY}, t.client_message_id, h.updated_at
     FROM todo t, head h
+  RETURNING seq  -- for distributed Postgres, which else copies the rows in, and does not tell what an error is
 )
 SELECT $1 AS user_id, h.conversation_id, h.base + t.nth AS seq, t.id, h.updated_at AS created_at, t.ord,
        true AS same, false AS deduplicated

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from chatledger.storage import distribution
 from chatledger.storage.errors import StorageError, driver_error
 from chatledger.storage.query import Query
 
@@ -200,6 +201,10 @@ def put_up(connection: Connection) -> None:
     """
     if not connection.exec_driver_sql(_EXIST).scalar():
         return
+    if distribution.is_laid_out(connection):
+        raise RowSecurityRefused(
+            "the tables are laid out over a cluster, to whose other nodes a transaction's settings do not go"
+        )
     try:
         for statement in statements():
             connection.exec_driver_sql(statement)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from io import StringIO
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from chatledger.storage import row_security
+from chatledger.storage import distribution, row_security
 from chatledger.storage.errors import (
     SchemaOutOfDate,
     StorageError,
@@ -46,7 +46,8 @@ SELECT (SELECT max(version_num) FROM chatledger.alembic_version) AS revision,
                 WHERE attrelid = to_regclass('chatledger.users') AND attname = 'app_user_id')
        AND NOT EXISTS (SELECT FROM pg_catalog.pg_constraint
                         WHERE conrelid = to_regclass('chatledger.users') AND conname = 'users_app_user') AS forsaken,
-       coalesce(row_security_active(to_regclass('chatledger.messages')::oid), false) AS fenced
+       coalesce(row_security_active(to_regclass('chatledger.messages')::oid), false) AS fenced,
+       EXISTS (SELECT FROM pg_catalog.pg_extension WHERE extname = 'citus') AS citus
 """
 FORSAKEN = "the application's users table that was adopted is gone"
 
@@ -60,17 +61,20 @@ class SchemaState(NamedTuple):
     """Whether a users table was adopted that is gone, so that nothing tells any more who is a user."""
     fenced: bool = False
     """Whether row security holds this role to the rows of the user whom a transaction names."""
+    distributed: bool = False
+    """Whether the tables are laid out over a cluster, so that a statement is about one user or no user."""
 
 
 async def read_state(connection: Any) -> SchemaState:
-    """The schema's state, by one statement on a driver connection."""
+    """The schema's state, by one statement on a driver connection; where Citus is, by two."""
     try:
         row = await connection.fetchrow(STATE_SQL)
     except Exception as exc:
         if isinstance(translate(exc), SchemaOutOfDate):
             return SchemaState(None)
         raise
-    return SchemaState(row["revision"], row["secret"] or b"", row["forsaken"], row["fenced"])
+    distributed = row["citus"] and await distribution.look(connection)
+    return SchemaState(row["revision"], row["secret"] or b"", row["forsaken"], row["fenced"], distributed)
 
 
 def require_current(state: SchemaState) -> None:

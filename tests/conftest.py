@@ -1,7 +1,7 @@
 """A real Postgres for the whole session, a fresh database with the real schema for each test.
 
 `CHATLEDGER_TEST_DATABASE_URL` points the suite at any Postgres whose role may create databases; without it the session
-starts an embedded one, without fsync, in a temporary directory.
+starts an embedded one, without fsync, in a temporary directory. The first lines say what the engine lacks.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +24,13 @@ from chatledger.server.identity import local_user
 from chatledger.storage import ConversationStore, Limits, schema
 from chatledger.storage.database_url import read_database_url
 from chatledger.storage.embedded import temporary
+from tests import engine_under_test
 
 if TYPE_CHECKING:
     from tests.auth_server import Serve, Served
     from tests.issuer import Issuer
 
+ENGINE = "CHATLEDGER_TEST_DATABASE_URL"
 ERAS = ("auto", "legacy")
 """Both protocol eras: the newest revision that client and server know, and `initialize`."""
 
@@ -45,7 +47,7 @@ def no_settings_from_outside(tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """No setting of the person who runs the tests reaches them, and no test reaches that person's data."""
     with pytest.MonkeyPatch.context() as patch:
         for name in os.environ:
-            if name == "DATABASE_URL" or (name.startswith("CHATLEDGER_") and name != "CHATLEDGER_TEST_DATABASE_URL"):
+            if name == "DATABASE_URL" or (name.startswith("CHATLEDGER_") and name != ENGINE):
                 patch.delenv(name)
         home = tmp_path_factory.mktemp("home")
         for name, folder in (("HOME", "."), ("XDG_CONFIG_HOME", "config"), ("XDG_DATA_HOME", "data")):
@@ -56,7 +58,7 @@ def no_settings_from_outside(tmp_path_factory: pytest.TempPathFactory) -> Iterat
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
     """A Postgres server where databases may be created."""
-    if given := os.environ.get("CHATLEDGER_TEST_DATABASE_URL"):
+    if given := os.environ.get(ENGINE):
         yield given
         return
     with temporary(fsync="off", full_page_writes="off", max_connections="300") as url:
@@ -71,8 +73,13 @@ async def connect(url: str) -> Any:
 
 
 def run_sql(url: str, *statements: str) -> list[Any]:
-    """Run statements on a connection of their own; the rows of the last."""
+    """Run statements on a connection of their own; the rows of the last. One of whole databases is run on all nodes."""
+    if len(statements) == 1 and engine_under_test.on_every_node(url, statements[0], _run_there):
+        return []
+    return _run_there(url, *statements)
 
+
+def _run_there(url: str, *statements: str) -> list[Any]:
     async def run() -> list[Any]:
         connection = await connect(url)
         try:
@@ -89,9 +96,45 @@ def database_at(url: str, name: str) -> str:
     return make_url(url).set(database=name).render_as_string(hide_password=False)
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what the engine has not, and say so before the first test."""
+    engine = _engine()
+    left_out = [] if engine and engine.citus else [item for item in items if item.get_closest_marker("cluster")]
+    if left_out:
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
+    reporter: Any = config.pluginmanager.get_plugin("terminalreporter")
+    for line in engine_under_test.report(engine, [(engine_under_test.NO_CLUSTER, len(left_out))] if left_out else []):
+        reporter.write_line(line)
+
+
+def _engine() -> engine_under_test.Engine | None:
+    given = os.environ.get(ENGINE)
+    return engine_under_test.look(given, _run_there) if given else None
+
+
 @pytest.fixture(scope="session")
 def template(postgres_url: str) -> Iterator[str]:
-    """The name of a database that the real migrations were run in; each test gets a copy."""
+    """The name of a database that the real migrations were run in; each test gets a copy.
+
+    On a cluster its tables are laid out over it.
+    """
+    engine = _engine()
+    with _migrated(postgres_url) as name:
+        if engine is not None and engine.citus:
+            engine_under_test.lay_out(engine, database_at(postgres_url, name), _run_there)
+        yield name
+
+
+@pytest.fixture(scope="session")
+def template_of_one_machine(postgres_url: str) -> Iterator[str]:
+    """The same without a cluster."""
+    with _migrated(postgres_url) as name:
+        yield name
+
+
+@contextmanager
+def _migrated(postgres_url: str) -> Iterator[str]:
     name = f"chatledger_template_{secrets.token_hex(4)}"
     run_sql(postgres_url, f"CREATE DATABASE {name} TEMPLATE template0")
     schema.migrate(database_at(postgres_url, name))
@@ -109,8 +152,11 @@ def empty_database_url(postgres_url: str) -> Iterator[str]:
 
 
 @pytest.fixture
-def database_url(postgres_url: str, template: str) -> Iterator[str]:
-    """A database with the schema and no rows."""
+def database_url(request: pytest.FixtureRequest, postgres_url: str) -> Iterator[str]:
+    """A database with the schema and no rows; of one machine for what a cluster has not."""
+    engine = _engine()
+    lacking = engine is not None and engine.lacks(request.node)
+    template = request.getfixturevalue("template_of_one_machine" if lacking else "template")
     name = f"chatledger_test_{secrets.token_hex(4)}"
     run_sql(postgres_url, f"CREATE DATABASE {name} TEMPLATE {template}")
     yield database_at(postgres_url, name)

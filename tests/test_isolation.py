@@ -132,6 +132,8 @@ _OF_THE_KEY = "the row that conflicts is the user's by its key; distributed Post
 _SENT_ALONE = "what it would store breaks a key: the batch is refused whole, and each message goes alone"
 _NUMBER = "(SELECT id FROM chatledger.conversations WHERE user_id = $1 AND number = $2::bigint)"
 _LOCKED = "SELECT id FROM chatledger.users WHERE [id = $1] FOR NO KEY UPDATE"
+_COUNTED = "what a user has is counted before the user's row is deleted, which is joined with it: each names the user"
+_CUT = "($4 IS NULL OR $4 <= c.last_seq)"
 _OLD = "AND c.updated_at < $2::timestamptz"
 SECOND_FENCES: dict[tuple[str, str], str] = {
     ("create_conversation", "WHERE [u.id = $1] AND ($6::bigint IS NULL OR u.conversation_count < $6)"): _OF_THE_KEY,
@@ -145,6 +147,21 @@ SECOND_FENCES: dict[tuple[str, str], str] = {
     ("delete_old", _LOCKED): _LOCK_AND_KEY,
     ("delete_old", f"WHERE [c.user_id = $1] AND c.user_id = o.id {_OLD}"): _LOCK_AND_KEY,
     ("delete_old", f"WHERE c.user_id = $1 AND [c.user_id = o.id] {_OLD}"): _LOCK_AND_KEY,
+    ("fork_conversation", _LOCKED): _LOCK_AND_KEY,
+    ("fork_conversation", f"WHERE [c.user_id = $1] AND c.user_id = h.id AND c.id = $2::uuid AND {_CUT}"): _LOCK_AND_KEY,
+    ("fork_conversation", f"WHERE c.user_id = $1 AND [c.user_id = h.id] AND c.id = $2::uuid AND {_CUT}"): _LOCK_AND_KEY,
+    (
+        "fork_conversation",
+        f"WHERE [c.user_id = $1] AND c.user_id = h.id AND c.id = {_NUMBER} AND {_CUT}",
+    ): _LOCK_AND_KEY,
+    (
+        "fork_conversation",
+        f"WHERE c.user_id = $1 AND [c.user_id = h.id] AND c.id = {_NUMBER} AND {_CUT}",
+    ): _LOCK_AND_KEY,
+    ("erase_user", "WHERE [u.id = $1] GROUP BY u.id"): _COUNTED,
+    ("erase_user", "DELETE FROM chatledger.users u USING had h WHERE [u.id = $1] AND u.id = h.user_id"): _COUNTED,
+    ("replay_erasure", "WHERE [u.id = $1] GROUP BY u.id"): _COUNTED,
+    ("replay_erasure", "WHERE [u.id = $1] AND u.id = h.user_id AND u.created_at <= l.erased_at"): _COUNTED,
     ("append_batch", "WHERE [c.user_id = x.user_id] AND c.number = x.number))"): _SENT_ALONE,
     ("append_batch", "JOIN head h ON [h.user_id = t.user_id] AND h.id = t.conversation_id"): _SENT_ALONE,
     ("append_batch", ""): _SENT_ALONE,

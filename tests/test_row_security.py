@@ -192,7 +192,7 @@ async def test_a_connection_that_goes_back_to_the_pool_carries_no_user(store: Co
         await store.load_history("bob", 1)
     opened = store.database._opened_already()
     assert opened is not None
-    assert opened.fence.up
+    assert opened.state.fenced
     connection = await opened.connections.borrow()
     try:
         driver: Any = connection.driver_connection
@@ -290,7 +290,7 @@ async def test_it_is_put_up_and_taken_down_by_a_hosted_role_under_a_server_that_
         assert (await store.list_conversations("bob")).conversations == []
         opened = store.database._opened_already()
         assert opened is not None
-        assert opened.fence.up
+        assert opened.state.fenced
         await TokenStore(store).create("bob", scopes=["conversations:read"])
         assert [token.user_id for token in await TokenStore(store).list()] == ["bob"], "who migrates may list all"
         async with ConversationStore.at(as_app(hosted_url)) as app:
@@ -427,6 +427,6 @@ def test_the_printed_sql_puts_it_up_as_well(empty_database_url: str) -> None:
             await store.create_conversation("alice")
             opened = store.database._opened_already()
             assert opened is not None
-            assert opened.fence.up
+            assert opened.state.fenced
 
     asyncio.run(run())

@@ -85,8 +85,8 @@ def _told(part: str, figures: dict[str, Any]) -> tuple[str, str]:
             often = f"{sum(kills.values())} kills ({', '.join(f'{count} {kind}' for kind, count in kills.items())})"
             seen = (
                 f"{figures['lost']} lost and {figures['doubled']} doubled of {figures['acknowledged']:,} acknowledged "
-                f"messages, most of them in appends of 20; {figures['unknown outcomes']:,} unknown outcomes, settled by "
-                "repeating"
+                f"messages, most of them in appends of 20; {figures['unknown outcomes']:,} unknown outcomes, "
+                "settled by repeating"
             )
         case "instances" | "processes":
             often = f"{figures['histories']} histories, {figures['calls']:,} calls"
