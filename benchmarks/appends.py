@@ -2,9 +2,10 @@
 
 uv run python -m benchmarks.appends [--rounds 7] [--seconds 0.5] [--short]
 
-One caller: `append_message` of the store against the INSERT of the same bytes into a table with nothing but columns, in
-autocommit, by asyncpg alone. Then many callers at once, with and without gathering, each on a conversation of its own,
-or all on one. Alternatives alternate in rounds; each figure is the median of the rounds' ratios, with their range.
+One caller: `append_message` of the store against the INSERT of the same bytes in autocommit by asyncpg alone, into the
+same table with its indexes and its foreign key, and into a table with nothing but columns. Then many callers at once,
+with and without gathering, each on a conversation of its own, or all on one. Alternatives alternate in rounds; each
+figure is the median of the rounds' ratios, with their range.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from chatledger.storage.embedded import temporary
 TEXT = "A message of three hundred characters, as people and models write them. " * 4 + "The end of it."
 USERS = 256
 INSERT = (
-    "INSERT INTO bare (user_id, conversation_id, seq, id, role, content, created_at) "
+    "INSERT INTO {table} (user_id, conversation_id, seq, id, role, content, created_at) "
     "VALUES ($1, $2, $3, $4, $5, $6, statement_timestamp())"
 )
 
@@ -41,9 +42,13 @@ async def delays_and_rate(call: Call, callers: int, seconds: float) -> tuple[flo
     end = time.perf_counter() + seconds
 
     async def work(number: int) -> None:
-        while (begin := time.perf_counter()) < end:
+        begin = time.perf_counter()
+        while True:
             await call(number)
-            delays.append(time.perf_counter() - begin)
+            before, begin = begin, time.perf_counter()
+            delays.append(begin - before)
+            if begin >= end:
+                return
 
     began = time.perf_counter()
     await asyncio.gather(*map(work, range(callers)))
@@ -62,14 +67,19 @@ async def measure(url: str, rounds: int, seconds: float) -> list[dict[str, Any]]
         "created_at timestamptz)"
     )
     numbers, conversation = count(1), uuid4()
+    into_bare, into_ours = INSERT.format(table="bare"), INSERT.format(table="chatledger.messages")
 
     async def bare(_: int) -> None:
-        await raw.execute(INSERT, "user-0", conversation, next(numbers), uuid4(), "user", TEXT)
+        await raw.execute(into_bare, "user-0", conversation, next(numbers), uuid4(), "user", TEXT)
+
+    async def indexed(_: int) -> None:
+        await raw.execute(into_ours, "raw", taken.id, next(numbers), uuid4(), "user", TEXT)
 
     message = NewMessage(role="user", content=TEXT)
     found: list[dict[str, Any]] = []
     async with ConversationStore.at(url) as gathering, ConversationStore.at(url) as single:
         single.database.may_gather = lambda: False  # type: ignore[method-assign]
+        taken, _ = await single.create_conversation("raw")
         for number in range(USERS):
             await single.create_conversation(f"user-{number}")
 
@@ -77,7 +87,8 @@ async def measure(url: str, rounds: int, seconds: float) -> list[dict[str, Any]]
             return lambda number: store.append_message(f"user-{number % users}", 1, message)
 
         pairs: list[tuple[str, Call, Call, int]] = [
-            ("one caller, over a bare INSERT: time", appends(gathering, 1), bare, 1),
+            ("one caller, over an INSERT into the same table: time", appends(gathering, 1), indexed, 1),
+            ("one caller, over an INSERT without any index: time", appends(gathering, 1), bare, 1),
             ("one caller, over the same ungathered: time", appends(gathering, 1), appends(single, 1), 1),
         ]
         for callers in (4, 16, 64, 256):
