@@ -113,7 +113,8 @@ def migrate(
             try:
                 return asyncio.run(_migrate(url, revision, then))
             except Unavailable as exc:
-                if getattr(driver_error(exc.__cause__ or exc), "sqlstate", None) != "55P03":
+                # Waited for too long, or in a circle with calls that take the tables in another order.
+                if getattr(driver_error(exc.__cause__ or exc), "sqlstate", None) not in ("55P03", "40P01"):
                     raise
                 if time.monotonic() - began >= _PATIENCE:
                     why = "something reads or changes the tables and does not end; nothing was changed, try again later"

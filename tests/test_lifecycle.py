@@ -139,6 +139,33 @@ async def test_up_and_down_under_appends_nothing_is_lost_refused_or_kept_waiting
     assert going.longest < LONGEST_WAIT
 
 
+async def test_a_migration_that_waits_in_a_circle_with_a_call_is_begun_again(
+    database_url: str, second_revision: None
+) -> None:
+    blocked = """SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'
+                    AND query LIKE 'CREATE INDEX%'"""
+    writer, watcher = await connect(database_url), await connect(database_url)
+    try:
+        begun = writer.transaction()
+        await begun.start()
+        await writer.execute("LOCK TABLE chatledger.conversations IN ROW EXCLUSIVE MODE")
+        migrating = asyncio.create_task(migrate(database_url))
+        async with asyncio.timeout(30):
+            while not await watcher.fetchval(blocked):
+                assert not migrating.done()
+                await asyncio.sleep(0.01)
+        await writer.execute("LOCK TABLE chatledger.messages IN ROW EXCLUSIVE MODE")  # the migration has that one
+        await begun.commit()
+        assert await migrating == ("0001", "0002")
+        deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+        async with asyncio.timeout(30):
+            while not await watcher.fetchval(deadlocks):
+                await asyncio.sleep(0.1)
+    finally:
+        await writer.close()
+        await watcher.close()
+
+
 async def test_a_migration_that_waits_for_a_reader_makes_room_for_calls_again_and_again(
     database_url: str, second_revision: None
 ) -> None:
