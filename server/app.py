@@ -67,6 +67,8 @@ class LedgerServer(MCPServer[Any]):
     admission: Admission | None = None
     """What each call must pass first."""
     caller: Caller | None = None
+    reporting: frozenset[str] = frozenset()
+    """The tools that report progress. None of ours takes long enough."""
     observers: Observers
     """Who is told of each call that has ended."""
 

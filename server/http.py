@@ -12,6 +12,7 @@ import math
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from functools import partial
 from typing import Any, Final
 
 import uvicorn
@@ -27,6 +28,7 @@ from chatledger.server import errors
 from chatledger.server.app import LedgerServer
 from chatledger.server.auth.resource_server import ResourceServer
 from chatledger.server.http_guard import BODY_BYTES, Guard
+from chatledger.server.http_progress import with_streams
 from chatledger.server.http_protocol import connection_options
 from chatledger.server.observing import request_id
 from chatledger.storage.errors import StorageError
@@ -54,13 +56,14 @@ def make_app(
     With `auth`, the first three need a token, and its metadata is served. `/healthz` says that the process answers,
     `/readyz` that its database does. `open_routes` are served to any Host and without a token, as these two are.
     """
-    app = server.streamable_http_app(
+    make = partial(
+        server.streamable_http_app,
         streamable_http_path="/mcp",
-        json_response=True,
         stateless_http=True,
         transport_security=_GUARDED,
         max_request_body_size=BODY_BYTES,
     )
+    app = make(json_response=True)
     sse = SseServerTransport("/messages/", security_settings=_GUARDED, max_request_body_size=BODY_BYTES)
     app.router.routes += [
         Route("/sse", _SseStream(server, sse), methods=["GET"]),
@@ -81,10 +84,10 @@ def make_app(
     opened += open_routes
     app.router.routes += opened
     open_paths = [route.path for route in opened]
-    inner: ASGIApp = app
+    inner = with_streams(app, server.reporting, make)
     if auth is not None:
         app.router.routes += auth.routes()
-        inner = auth.protect(app, open_paths=open_paths, body_bytes=BODY_BYTES)
+        inner = auth.protect(inner, open_paths=open_paths, body_bytes=BODY_BYTES)
     return Guard(_with_headers(inner), hosts=hosts, origins=origins, open_paths=open_paths)
 
 

@@ -271,6 +271,7 @@ def add_fixtures(server: LedgerServer, store: ConversationStore, caller: Caller)
         server.add_tool(_asking(rounds), name, description="A fixture.", structured_output=False)
     for tool in _TOOLS:
         server.add_tool(tool, structured_output=False)
+    server.reporting |= {test_tool_with_progress.__name__}
 
     resources, prompts = ConversationResources(store, caller), ConversationPrompts(store, caller)
     completions = Completions(store, caller)
