@@ -141,9 +141,10 @@ class AppendBatcher:
         return batch
 
     def _landed(self, lane: _Lane) -> None:
-        """Nothing of the lane is on the wire any more."""
+        """Nothing of the lane is on the wire any more: what waits in it may go, whatever went with it."""
         if self._lanes[lane]:
             self._ready.append(lane)
+            self._go_on()
         else:
             del self._lanes[lane]
 
@@ -253,7 +254,6 @@ class AppendBatcher:
                 await self._answer(item)
         finally:
             self._landed(lane)
-            self._go_on()
 
     async def _alone(self, item: _Waiting) -> None:
         try:

@@ -288,10 +288,15 @@ class Database:
 
 async def _state(connections: Connections) -> schema.SchemaState:
     connection = await _borrow_patiently(connections)
+    broken = True
     try:
-        return await schema.read_state(connection.driver_connection)
+        state = await schema.read_state(connection.driver_connection)
+        broken = False
+    except Exception as exc:
+        raise translate(exc) from exc
     finally:
-        await connections.give_back(connection, broken=False)
+        await connections.give_back(connection, broken=broken)
+    return state
 
 
 async def _borrow_patiently(connections: Connections) -> PoolProxiedConnection:

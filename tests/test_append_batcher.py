@@ -148,6 +148,29 @@ async def test_a_conversation_that_another_writer_holds_keeps_nobody_else_waitin
     assert sorted(receipt.seq for receipt in await asyncio.gather(*held)) == [1, 2, 3]
 
 
+@pytest.mark.parametrize("more", [0, 8], ids=["each alone", "in one batch"])
+async def test_what_follows_on_a_conversation_does_not_wait_for_a_held_one_that_went_with_it(
+    store: ConversationStore, database_url: str, more: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(append_batcher, "PLACE_SECONDS", 60.0)
+    keyed = replace(HELLO, client_message_id="one")  # two with one key never go together: the second follows
+    blocker = await connect(database_url)
+    try:
+        await blocker.execute(
+            "BEGIN; SELECT FROM chatledger.conversations WHERE user_id = 'alice' AND number = 1 FOR NO KEY UPDATE"
+        )
+        others = [store.append_message("bob", 3, HELLO)]  # alone, and the rest is gathered behind it
+        held = store.append_message("alice", 1, HELLO)
+        others += [store.append_message("bob", 1, keyed) for _ in range(2)]
+        others += [store.append_message("bob", 2, HELLO) for _ in range(more)]
+        first, *rest = (asyncio.create_task(call) for call in (others[0], held, *others[1:]))
+        await asyncio.wait_for(asyncio.gather(first, *rest[1:]), 3)
+        assert not rest[0].done()
+    finally:
+        await blocker.close()
+    assert (await rest[0]).seq == 1
+
+
 async def test_one_key_sent_many_times_at_one_moment_is_one_message(store: ConversationStore) -> None:
     keyed = [replace(HELLO, content=f"message {n % 4}", client_message_id=f"key {n % 4}") for n in range(40)]
     receipts = await asyncio.gather(*(store.append_message("alice", 1, message) for message in keyed))

@@ -291,3 +291,23 @@ async def test_a_refusal_by_the_database_costs_no_connection(store: Conversation
         with pytest.raises(ConversationUnavailable):
             await store.append_message("alice", 2, HELLO)
     assert proxy.connections == opened
+
+
+async def test_a_connection_that_breaks_while_the_schema_is_looked_at_again_is_not_used_again(
+    store: ConversationStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = store.database._opened_already()
+    assert opened is not None
+    broken: list[object] = []
+
+    async def breaks(driver: object) -> object:
+        broken.append(driver)
+        raise ConnectionResetError
+
+    monkeypatch.setattr("chatledger.storage.schema.read_state", breaks)
+    with pytest.raises(Unavailable):
+        await opened.changed()
+    connection = await opened.connections.borrow()
+    assert connection.driver_connection not in broken
+    await opened.connections.give_back(connection, broken=False)
+    assert store.database.connections()[0] == 0
