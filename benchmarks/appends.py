@@ -55,11 +55,6 @@ async def delays_and_rate(call: Call, callers: int, seconds: float) -> tuple[flo
     return statistics.median(delays) * 1e3, len(delays) / (time.perf_counter() - began)
 
 
-def told(ratios: list[float]) -> str:
-    """The median, and the range."""
-    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
-
-
 async def measure(url: str, rounds: int, seconds: float) -> list[dict[str, Any]]:
     raw = await asyncpg.connect(url)
     await raw.execute(
@@ -104,7 +99,7 @@ async def measure(url: str, rounds: int, seconds: float) -> list[dict[str, Any]]
                 ratios.append(delay / other_delay if callers == 1 else rate / other_rate)
                 delays.append((delay, other_delay))
             p50 = [round(statistics.median(side), 2) for side in zip(*delays, strict=True)]
-            print(f"| {name} | {told(ratios)} | {p50[0]} for {p50[1]} |", flush=True)
+            print(f"| {name} | {results.told(ratios)} | {p50[0]} for {p50[1]} |", flush=True)
             found.append({"what": name, "ratio": round(statistics.median(ratios), 2), "p50_ms": p50})
     await raw.close()
     return found

@@ -27,7 +27,7 @@ from mcp import Client, StdioServerParameters
 from mcp.client.stdio import stdio_client
 
 from benchmarks import results
-from benchmarks.protocol import BareClient, told
+from benchmarks.protocol import BareClient
 from chatledger.server import schemas
 from chatledger.storage import ConversationStore, NewMessage
 from chatledger.storage.embedded import EmbeddedPostgres
@@ -98,7 +98,7 @@ async def measure(folder: str, rounds: int) -> list[dict[str, Any]]:
     for name in calls:
         ratios = [ours / base for ours, base in zip(seen[name], seen["floor"], strict=True)]
         p50 = statistics.median(seen[name]), statistics.median(seen["floor"])
-        print(f"| {name} | {told(ratios)} | {p50[0]:.1f} for {p50[1]:.1f} |", flush=True)
+        print(f"| {name} | {results.told(ratios)} | {p50[0]:.1f} for {p50[1]:.1f} |", flush=True)
         found.append({"what": name, "ratio": round(statistics.median(ratios), 2), "p50_ms": [round(p, 2) for p in p50]})
     return found
 

@@ -115,11 +115,6 @@ async def one_round(client: BareClient, callers: int, calls: int) -> tuple[float
     return (client.cpu_us() - cpu) / (each * callers), each * callers / (time.perf_counter() - began)
 
 
-def told(ratios: list[float]) -> str:
-    """The median, and the range."""
-    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
-
-
 async def measure(rounds: int, calls: int) -> list[dict[str, Any]]:
     found = []
     with tempfile.TemporaryDirectory() as folder:
@@ -139,7 +134,7 @@ async def measure(rounds: int, calls: int) -> list[dict[str, Any]]:
                 seen.append((cpu, stock_cpu, rate, stock_rate))
             medians = [round(statistics.median(column)) for column in zip(*seen, strict=True)]
             print(
-                f"| append, {callers} callers | CPU {told(cpus)} | rate {told(rates)} | "
+                f"| append, {callers} callers | CPU {results.told(cpus)} | rate {results.told(rates)} | "
                 f"{medians[0]} for {medians[1]} us, {medians[2]:,} for {medians[3]:,} calls/s |",
                 flush=True,
             )

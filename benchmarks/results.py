@@ -1,10 +1,11 @@
-"""Writes what an experiment measured: figures, with the date and the conditions that they hold under."""
+"""How experiments tell what they measured: ratios, and files with the date and the conditions that they hold under."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
+import statistics
 import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -12,6 +13,11 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parent / "results"
+
+
+def told(ratios: list[float]) -> str:
+    """The median, and the range."""
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
 
 
 def write(experiment: str, figures: Any, *, load_before: float) -> None:

@@ -10,14 +10,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from chatledger.storage.errors import StorageError, driver_error
+from chatledger.storage.query import OWNED_BY
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sqlalchemy import Connection
 
-COLUMNS: Final = {"users": "id", "conversations": "user_id", "messages": "user_id", "api_tokens": "user_id"}
-"""The tables that are laid out, each before those that refer to it, and the column that tells whose a row is."""
 NOT_SUPPORTED: Final = "0A000"
 """The SQLSTATE of a statement that would need several nodes where one is all it may have."""
 
@@ -77,7 +76,7 @@ def lay_out(connection: Connection) -> list[str]:
         )
     laid_out = {row["name"]: row for row in _all(connection, _LAID_OUT)}
     _refuse_another_layout(laid_out)
-    missing = [table for table in COLUMNS if table not in laid_out]
+    missing = [table for table in OWNED_BY if table not in laid_out]
     if not missing:
         return []
     (excluded,) = _all(connection, _EXCLUDED)
@@ -114,7 +113,7 @@ def statements(tables: Sequence[str], foreign_keys: Sequence[Any]) -> list[str]:
     for table in tables:
         together = "none" if table == "users" else "chatledger.users"
         made.append(
-            f"SELECT pg_catalog.create_distributed_table('chatledger.{table}', '{COLUMNS[table]}', "
+            f"SELECT pg_catalog.create_distributed_table('chatledger.{table}', '{OWNED_BY[table]}', "
             f"colocate_with => '{together}')"
         )
         # The rows were copied to the nodes; what they were copied from is hidden, and takes room.
@@ -128,9 +127,9 @@ def statements(tables: Sequence[str], foreign_keys: Sequence[Any]) -> list[str]:
 
 def _refuse_another_layout(laid_out: dict[str, Any]) -> None:
     for table, row in laid_out.items():
-        if row["by"] != COLUMNS.get(table):
+        if row["by"] != OWNED_BY.get(table):
             raise DistributionRefused(
-                f"chatledger.{table} is laid out by {row['by'] or 'no column'} already, not by {COLUMNS.get(table)}; "
+                f"chatledger.{table} is laid out by {row['by'] or 'no column'} already, not by {OWNED_BY.get(table)}; "
                 "undistribute_table() takes that back"
             )
     if len({row["together"] for row in laid_out.values()}) > 1:

@@ -23,6 +23,9 @@ CONVERSATION = (
 BODY = "role, content, tool_calls, tool_call_id, name, parts, metadata"
 MESSAGE = f"user_id, conversation_id, seq, id, {BODY}, client_message_id, created_at"
 
+OWNED_BY = {"users": "id", "conversations": "user_id", "messages": "user_id", "api_tokens": "user_id"}
+"""The tables with rows of a user, each before those that refer to it, and the column that tells whose a row is."""
+
 BY_ID = "$2::uuid"
 BY_NUMBER = "(SELECT id FROM chatledger.conversations WHERE user_id = $1 AND number = $2::bigint)"
 LATEST = (

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from chatledger.storage import distribution
 from chatledger.storage.errors import StorageError, driver_error
-from chatledger.storage.query import Query
+from chatledger.storage.query import OWNED_BY, Query
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -34,7 +34,6 @@ _PRIVILEGES: Final = {
     "signing_keys": "SELECT",
     "alembic_version": "SELECT",
 }
-_OWNED_BY: Final = {"users": "id", "conversations": "user_id", "messages": "user_id", "api_tokens": "user_id"}
 
 # Strict: where nothing was ever set on the connection it raises. Afterwards an earlier transaction's setting is an
 # empty text, which is nobody's id.
@@ -141,7 +140,7 @@ class RowSecurity(NamedTuple):
 
 async def look(connection: Any) -> RowSecurity:
     """By one statement on a driver connection."""
-    row = await connection.fetchrow(_LOOK, list(_OWNED_BY))
+    row = await connection.fetchrow(_LOOK, list(OWNED_BY))
     return RowSecurity(row["up"], row["holds"], row["mighty"], row["without"] or [], row["owns"])
 
 
@@ -174,7 +173,7 @@ def statements() -> list[str]:
     made = [_MAKE_ROLES, f"GRANT USAGE, CREATE ON SCHEMA chatledger TO {OWNER}", _GIVE_AWAY]
     made.append(f"GRANT USAGE ON SCHEMA chatledger TO {APP}")
     made += [f"GRANT {privileges} ON chatledger.{table} TO {APP}" for table, privileges in _PRIVILEGES.items()]
-    for table, column in _OWNED_BY.items():
+    for table, column in OWNED_BY.items():
         own = f"{column} = {_USER}"
         seen = f"{own} OR {_NAMED}" if table == "api_tokens" else own
         made += [
@@ -224,7 +223,7 @@ def take_down(connection: Connection) -> None:
     """
     if not connection.exec_driver_sql(_IS_UP).scalar():
         return
-    for table in _OWNED_BY:
+    for table in OWNED_BY:
         for statement in (
             f"ALTER TABLE chatledger.{table} NO FORCE ROW LEVEL SECURITY",
             f"ALTER TABLE chatledger.{table} DISABLE ROW LEVEL SECURITY",
@@ -248,7 +247,7 @@ def lifted(connection: Connection, change: Callable[[Connection], object]) -> No
     if not connection.exec_driver_sql(_IS_UP).scalar():
         change(connection)
         return
-    for table in _OWNED_BY:
+    for table in OWNED_BY:
         connection.exec_driver_sql(f"ALTER TABLE chatledger.{table} NO FORCE ROW LEVEL SECURITY")
     change(connection)
     if connection.exec_driver_sql(_IS_UP).scalar():

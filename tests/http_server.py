@@ -20,6 +20,19 @@ PATIENCE = 20  # seconds for anything that should take a moment
 MODERN = "2026-07-28"
 HEADERS = {"content-type": "application/json", "accept": "application/json, text/event-stream"}
 
+META = {
+    "io.modelcontextprotocol/protocolVersion": MODERN,
+    "io.modelcontextprotocol/clientCapabilities": {},
+    "io.modelcontextprotocol/clientInfo": {"name": "test", "version": "1"},
+}
+
+
+def call(method: str, params: dict[str, Any] | None = None, id: Any = 1) -> dict[str, Any]:
+    return {"jsonrpc": "2.0", "id": id, "method": method, "params": params or {}}
+
+
+LIST = call("tools/list")
+
 
 class Answer(NamedTuple):
     """What came back for raw bytes; status 0 where the connection was closed without an answer."""

@@ -14,7 +14,8 @@ from mcp.server.auth.provider import AccessToken
 from chatledger.server.auth.jwt_verifier import LEEWAY_SECONDS, TOKEN_BYTES, JwtVerifier
 from chatledger.server.auth.key_set import KeySet
 from chatledger.server.auth.refusals import TokenRefused
-from chatledger.server.auth.rules import AuthRules, JwtRules, make_rules
+from chatledger.server.auth.rules import AuthRules, JwtRules
+from tests.auth_server import rules_for
 from tests.issuer import Issuer, b64, joined, private_key, public_jwk, signed
 
 US = "https://ledger.example/mcp"
@@ -26,20 +27,7 @@ CANARY = "Wb7canaryWb7"
 
 
 def rules(**changed: Any) -> AuthRules:
-    settings: dict[str, Any] = {
-        "issuer": ISSUER.url,
-        "jwks_url": None,
-        "secret": None,
-        "audience": (),
-        "parties": (),
-        "algorithms": (),
-        "user_claim": "sub",
-        "require_scopes": False,
-        "static_tokens": None,
-    }
-    made = make_rules(**settings | changed)
-    assert made is not None
-    return made
+    return rules_for(ISSUER, **changed)
 
 
 def verifier(*, now: Callable[[], float] = time.time, jwks: list[dict[str, Any]] = JWKS, **changed: Any) -> JwtVerifier:

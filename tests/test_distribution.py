@@ -13,6 +13,7 @@ import pytest
 from chatledger.server import cli
 from chatledger.storage import ConversationStore, NewMessage, distribution, row_security, schema
 from chatledger.storage.adoption import UsersTableRefused, adopt
+from chatledger.storage.query import OWNED_BY
 from chatledger.storage.row_security import RowSecurityRefused
 from tests.conftest import connect, run_sql
 from tests.engine_under_test import ON_A_CLUSTER, Engine, report
@@ -75,7 +76,7 @@ def test_a_postgres_without_citus_is_refused_in_a_sentence_and_stays_as_it_is(em
 
 
 def test_foreign_keys_go_first_and_come_back_last() -> None:
-    made = distribution.statements(list(distribution.COLUMNS), KEYS)
+    made = distribution.statements(list(OWNED_BY), KEYS)
     kinds = [statement.split("(")[0].removeprefix("SELECT pg_catalog.").split(" CONSTRAINT")[0] for statement in made]
     distributed = ["create_distributed_table", "truncate_local_data_after_distributing_table"] * 4
     tables = ("conversations", "messages", "notes")
@@ -102,9 +103,9 @@ def test_every_table_with_a_user_is_laid_out_by_that_column() -> None:
     from chatledger.storage.models import metadata
 
     with_user = {table.name for table in metadata.tables.values() if "user_id" in table.columns}
-    assert set(distribution.COLUMNS) == {"users"} | with_user
+    assert set(OWNED_BY) == {"users"} | with_user
     for table in metadata.tables.values():
-        if column := distribution.COLUMNS.get(table.name):
+        if column := OWNED_BY.get(table.name):
             assert next(iter(table.primary_key.columns)).name == column, "a key that does not lead with it is refused"
 
 
@@ -159,7 +160,7 @@ async def test_rows_that_are_there_are_kept_and_leave_no_copy_behind(database_ur
         )
         assert [key["conname"] for key in keys] == ["api_tokens_user", "conversations_user", "messages_conversation"]
         copies = "SELECT sum(pg_relation_size(oid)) FROM pg_class WHERE relname = ANY($1) AND relkind = 'r'"
-        assert await connection.fetchval(copies, list(distribution.COLUMNS)) == 0
+        assert await connection.fetchval(copies, list(OWNED_BY)) == 0
     finally:
         await connection.close()
 
