@@ -86,7 +86,7 @@ class LedgerServer(MCPServer[Any]):
             elif name == "append_message":
                 call.messages = 1
             elif name == "append_messages":
-                call.messages = len((result.structured_content or {})["messages"])
+                call.messages = len(arguments["messages"])
             return result
 
     async def _call_tool(

@@ -24,10 +24,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from chatledger.server import errors
+from chatledger.server import answers, errors
 from chatledger.server.app import LedgerServer
 from chatledger.server.auth.resource_server import ResourceServer
-from chatledger.server.http_guard import BODY_BYTES, Guard
+from chatledger.server.http_guard import BODY_BYTES, MCP_PATH, Guard
 from chatledger.server.http_progress import with_streams
 from chatledger.server.http_protocol import connection_options
 from chatledger.server.observing import request_id
@@ -58,7 +58,7 @@ def make_app(
     """
     make = partial(
         server.streamable_http_app,
-        streamable_http_path="/mcp",
+        streamable_http_path=MCP_PATH,
         stateless_http=True,
         transport_security=_GUARDED,
         max_request_body_size=BODY_BYTES,
@@ -84,7 +84,7 @@ def make_app(
     opened += open_routes
     app.router.routes += opened
     open_paths = [route.path for route in opened]
-    inner = with_streams(app, server.reporting, make)
+    inner = _with_whole_answers(with_streams(app, server.reporting, make))
     if auth is not None:
         app.router.routes += auth.routes()
         inner = auth.protect(inner, open_paths=open_paths, body_bytes=BODY_BYTES)
@@ -133,6 +133,37 @@ def _with_headers(app: ASGIApp) -> ASGIApp:
             await app(scope, receive, with_headers)
 
     return noting
+
+
+def _with_whole_answers(app: ASGIApp) -> ASGIApp:
+    """What stands in for the structured content of an answer gives place to it here."""
+
+    async def completing(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] != MCP_PATH:
+            await app(scope, receive, send)
+            return
+        texts: list[str] = []  # of the one call that a request brings
+        answers.ON_STAND_IN.set(texts.append)
+        head: Message | None = None
+
+        async def complete(message: Message) -> None:
+            nonlocal head
+            if texts and message["type"] == "http.response.start":
+                head = message  # until it is known how long the body becomes
+                return
+            if head is not None:
+                body = b"".join(answers.completed(message["body"], texts[0]))
+                headers = MutableHeaders(scope=head)
+                if "content-length" in headers:
+                    longer = len(body) - len(message["body"])
+                    headers["content-length"] = str(int(headers["content-length"]) + longer)
+                await send(head)
+                head, message = None, message | {"body": body}
+            await send(message)
+
+        await app(scope, receive, complete)
+
+    return completing
 
 
 class _Server(uvicorn.Server):

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Callable
-from typing import Any, Final
+from typing import Any
 
 from pydantic_core import from_json
 from starlette.applications import Starlette
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-_PATH: Final = "/mcp"
+from chatledger.server.http_guard import MCP_PATH
 
 
 def with_streams(app: Starlette, tools: frozenset[str], streaming: Callable[[], Starlette]) -> ASGIApp:
@@ -34,7 +34,7 @@ def with_streams(app: Starlette, tools: frozenset[str], streaming: Callable[[], 
     app.router.lifespan_context = both
 
     async def answering(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] != _PATH:
+        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] != MCP_PATH:
             await app(scope, receive, send)
             return
         first = await receive()  # the whole body: the guard has collected it

@@ -141,11 +141,12 @@ def moment(name: str, text: str | None) -> datetime | None:
 
 def iso(time: datetime) -> str:
     """`2026-01-31T12:00:00.000000Z`: always UTC, always microseconds, so that it sorts as text."""
-    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ") if time.tzinfo is not UTC else _utc(time)
+    return time.astimezone(UTC).isoformat(timespec="microseconds")[:-6] + "Z"
 
 
-def _utc(time: datetime) -> str:
-    return time.isoformat(timespec="microseconds")[:-6] + "Z"
+def _time(time: datetime) -> datetime | str:
+    """What becomes the same in JSON: the time itself, written six times as fast, unless its second is whole."""
+    return time if time.microsecond and time.tzinfo is UTC else iso(time)
 
 
 def conversation_view(conversation: Conversation) -> dict[str, Any]:
@@ -158,8 +159,8 @@ def conversation_view(conversation: Conversation) -> dict[str, Any]:
         "metadata": conversation.metadata,
         "message_count": conversation.message_count,
         "archived": conversation.archived,
-        "created_at": iso(conversation.created_at),
-        "updated_at": iso(conversation.updated_at),
+        "created_at": _time(conversation.created_at),
+        "updated_at": _time(conversation.updated_at),
     }
     if origin := conversation.forked_from:
         view["forked_from"] = {"conversation_id": str(origin.conversation_id), "seq": origin.seq}
@@ -185,7 +186,7 @@ def search_view(page: SearchPage) -> dict[str, Any]:
         view: dict[str, Any] = {"conversation_id": str(hit.conversation_id), "number": hit.number}
         if hit.title is not None:
             view["title"] = hit.title
-        view |= {"seq": hit.seq, "role": hit.role, "created_at": iso(hit.created_at), "snippet": hit.snippet}
+        view |= {"seq": hit.seq, "role": hit.role, "created_at": _time(hit.created_at), "snippet": hit.snippet}
         hits.append(view)
     return {"hits": hits} if page.next_cursor is None else {"hits": hits, "next_cursor": page.next_cursor}
 
@@ -195,9 +196,12 @@ def receipt_view(receipt: Receipt) -> dict[str, Any]:
     return {
         "seq": receipt.seq,
         "id": str(receipt.id),
-        "created_at": iso(receipt.created_at),
+        "created_at": _time(receipt.created_at),
         "deduplicated": receipt.deduplicated,
     }
+
+
+_NOTHING_ELSE: Final = (None,) * len(Message._fields[4:])
 
 
 def message_view(message: Message) -> dict[str, Any]:
@@ -206,11 +210,10 @@ def message_view(message: Message) -> dict[str, Any]:
         "seq": message.seq,
         "role": message.role,
         "content": message.content,
-        "created_at": iso(message.created_at),
+        "created_at": _time(message.created_at),
     }
-    for name, value in zip(Message._fields[4:], message[4:], strict=True):
-        if value is not None:
-            view[name] = str(value) if name == "id" else value
+    if message[4:] != _NOTHING_ELSE:
+        view |= {name: value for name, value in zip(Message._fields[4:], message[4:], strict=True) if value is not None}
     return view
 
 
@@ -248,7 +251,8 @@ _INVISIBLE_OR_CONTROL = re.compile(rf"[\x00-\x08\x0b\x0c\x0e-\x1f{_HIDDEN}]|\r(?
 def compact_json(value: object) -> str:
     """JSON without spaces, with invisible characters escaped."""
     text: str = to_json(value).decode()
-    return text if text.isascii() and "\x7f" not in text else _INVISIBLE.sub(_escape, text)
+    plain = "\x7f" not in text if text.isascii() else text.isprintable()
+    return text if plain else _INVISIBLE.sub(_escape, text)
 
 
 def visible(text: str) -> str:

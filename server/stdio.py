@@ -11,13 +11,14 @@ from mcp.shared.message import SessionMessage
 from mcp.types import PARSE_ERROR, ErrorData, JSONRPCError, jsonrpc_message_adapter
 from pydantic import ValidationError
 
-from chatledger.server import stdio_pipes
+from chatledger.server import answers, stdio_pipes
 from chatledger.server.app import LedgerServer
 
 
 async def serve_stdio(server: LedgerServer) -> None:
     """Serve the process's stdin and stdout until stdin ends. Nothing else that is printed meanwhile reaches stdout."""
     if stdio_pipes.usable():
+        answers.ON_STAND_IN.set(lambda _: None)  # the pipes find the text in the answer itself
         async with stdio_pipes.opened(_reread) as (incoming, outgoing):
             await server.run_streams(incoming, outgoing)
     else:

@@ -12,11 +12,13 @@ import stat
 import sys
 from collections.abc import AsyncIterator, Callable
 from types import TracebackType
-from typing import Final, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 from mcp.shared.message import SessionMessage
-from mcp.types import JSONRPCError, jsonrpc_message_adapter
-from pydantic import ValidationError
+from mcp.types import JSONRPCError, JSONRPCResponse, jsonrpc_message_adapter
+from pydantic import TypeAdapter, ValidationError
+
+from chatledger.server import answers
 
 # Bytes of a line: 100 messages of 10,000 characters, each escaped to 12 bytes, and room for the rest.
 LONGEST_LINE: Final = 16 * 1024 * 1024
@@ -24,6 +26,8 @@ FLUSH_SECONDS: Final = 5.0  # at the end, for a client that has stopped reading 
 
 Reread: TypeAlias = Callable[[bytes], SessionMessage]
 """Of a line that is no message: the message after all, or the error to answer with."""
+
+_ANY_MESSAGE: Final[TypeAdapter[Any]] = TypeAdapter(Any)
 
 _T = TypeVar("_T")
 
@@ -63,16 +67,19 @@ class Outgoing(_Stream):
     """Messages to the client, a line each. Those of one turn of the loop go out in one write."""
 
     def __init__(self, writer: asyncio.StreamWriter) -> None:
-        self._writer, self._lines = writer, list[bytes]()
+        self._writer, self._pieces = writer, list[bytes | memoryview]()
         self._loop = asyncio.get_running_loop()
 
     async def send(self, item: SessionMessage, /) -> None:
         """Hand it over to be written; wait first while the client is behind with reading."""
         if self._writer.transport.get_write_buffer_size():
             await self._writer.drain()
-        if not self._lines:
+        if not self._pieces:
             self._loop.call_soon(self._write)
-        self._lines.append(item.message.model_dump_json(by_alias=True, exclude_unset=True).encode())
+        line = _ANY_MESSAGE.dump_json(item.message, by_alias=True, exclude_unset=True)
+        text = answers.text_of(item.message.result) if isinstance(item.message, JSONRPCResponse) else None
+        self._pieces += [line] if text is None else answers.completed(line, text)
+        self._pieces.append(b"\n")
 
     async def flush(self) -> None:
         """Return when all of it is in the pipe."""
@@ -80,10 +87,9 @@ class Outgoing(_Stream):
         await self._writer.drain()
 
     def _write(self) -> None:
-        if self._lines:
-            self._lines.append(b"")
-            self._writer.write(b"\n".join(self._lines))
-            self._lines.clear()
+        if self._pieces:
+            self._writer.write(b"".join(self._pieces))
+            self._pieces.clear()
 
 
 class Incoming(_Stream):

@@ -7,9 +7,10 @@ from typing import Annotated, Any, Final, Literal
 
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.tools import Tool
-from mcp.types import CallToolResult, TextContent, ToolAnnotations
+from mcp.types import CallToolResult, ToolAnnotations
 
 from chatledger.server import schemas
+from chatledger.server.answers import answer
 from chatledger.server.identity import Caller
 from chatledger.server.schemas import (
     ABSENT,
@@ -35,12 +36,6 @@ from chatledger.storage.records import NewMessage
 from chatledger.storage.store import ConversationStore
 
 Ctx = Context[Any, Any]
-
-
-def _answer(structured: dict[str, Any]) -> CallToolResult:
-    """Structured content, and the same facts as compact JSON for clients that show text."""
-    text = TextContent(type="text", text=schemas.compact_json(structured))
-    return CallToolResult(content=[text], structured_content=structured)
 
 
 class ConversationTools:
@@ -70,7 +65,7 @@ class ConversationTools:
         conversation, created = await self._store.create_conversation(
             await self._caller(ctx), title=given(title), metadata=metadata, key=given(key)
         )
-        return _answer({"conversation": schemas.conversation_view(conversation), "created": created})
+        return answer({"conversation": schemas.conversation_view(conversation), "created": created})
 
     async def append_message(
         self,
@@ -106,7 +101,7 @@ class ConversationTools:
             ),
             expected_last_seq=expected_last_seq,
         )
-        return _answer({"conversation_id": str(receipt.conversation_id), **schemas.receipt_view(receipt)})
+        return answer({"conversation_id": str(receipt.conversation_id), **schemas.receipt_view(receipt)})
 
     async def append_messages(
         self,
@@ -129,7 +124,7 @@ class ConversationTools:
             [message.message() for message in messages],
             expected_last_seq=expected_last_seq,
         )
-        return _answer(
+        return answer(
             {
                 "conversation_id": str(receipts[0].conversation_id),
                 "messages": [schemas.receipt_view(receipt) for receipt in receipts],
@@ -169,7 +164,7 @@ class ConversationTools:
             max_tokens=max_tokens,
             detail=detail,
         )
-        return _answer(schemas.window_view(window, max_tokens))
+        return answer(schemas.window_view(window, max_tokens))
 
     async def list_conversations(
         self,
@@ -200,7 +195,7 @@ class ConversationTools:
             updated_after=schemas.moment("updated_after", given(updated_after)),
             updated_before=schemas.moment("updated_before", given(updated_before)),
         )
-        return _answer(schemas.page_view(page))
+        return answer(schemas.page_view(page))
 
     async def search_messages(
         self,
@@ -237,7 +232,7 @@ class ConversationTools:
             limit=limit,
             cursor=given(cursor),
         )
-        return _answer(schemas.search_view(page))
+        return answer(schemas.search_view(page))
 
     async def update_conversation(
         self,
@@ -255,7 +250,7 @@ class ConversationTools:
             metadata=metadata,
             archived=archived,
         )
-        return _answer({"conversation": schemas.conversation_view(conversation)})
+        return answer({"conversation": schemas.conversation_view(conversation)})
 
     async def fork_conversation(
         self,
@@ -272,14 +267,14 @@ class ConversationTools:
             title=given(title),
         )
         view = schemas.conversation_view(fork.conversation)
-        return _answer({"conversation": view, "messages_copied": fork.messages_copied})
+        return answer({"conversation": view, "messages_copied": fork.messages_copied})
 
     async def delete_conversation(self, ctx: Ctx, conversation_id: ConversationId) -> CallToolResult:
         """Delete a conversation with all its messages, for good: only when asked to, as archiving can be undone."""
         deletion = await self._store.delete_conversation(
             await self._caller(ctx), schemas.conversation_ref(conversation_id)
         )
-        return _answer(
+        return answer(
             {
                 "conversation_id": str(deletion.conversation_id),
                 "deleted": True,

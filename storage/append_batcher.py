@@ -26,6 +26,7 @@ from chatledger.storage.validation import MessageColumns
 # In messages. Past 128 the cost of each falls no further, and below 4 statements side by side cost less than one for
 # all, unless two are for one conversation (measured: docs/decisions/0014-gathered-appends.md).
 LARGEST, SMALLEST = 128, 4
+SHARED_FROM = 16  # to be shared out over several batches more must wait; below, a smaller one saves nothing (measured)
 IN_FLIGHT = 4  # batches at once; best from 4 to 256 callers (measured)
 BATCH_CHARS = 4_000_000  # of one batch (chosen: a few of the largest messages, some ten thousand usual ones)
 WAITING_MESSAGES, WAITING_CHARS = 10_000, 64_000_000  # of one process (chosen: a second's work, a bounded memory)
@@ -59,6 +60,8 @@ class AppendBatcher:
         self._in_flight = 0
         self._starting = self._closing = False
         self._tasks: set[asyncio.Task[None]] = set()  # the loop itself keeps none alive
+        self._ends: deque[tuple[float, asyncio.Future[list[Any]]]] = deque()  # of those not answered, the first first
+        self._timer: asyncio.TimerHandle | None = None
 
     async def append(
         self, user_id: str, conversation: ConversationRef, message: MessageColumns, alone: Alone
@@ -79,17 +82,13 @@ class AppendBatcher:
         chars = sum(len(value) for value in message if value is not None)
         if self._messages >= WAITING_MESSAGES or self._chars + chars > WAITING_CHARS:
             raise Unavailable("too many messages wait to be stored; try again shortly")
-        item = _Waiting(lane, message, alone, asyncio.get_running_loop().create_future(), chars)
+        item = _Waiting(lane, message, alone, self._answer_in_time(), chars)
         if lane not in self._lanes:
             self._lanes[lane] = deque()
             self._ready.append(lane)
         self._wait(item)
         self._go_on()
-        try:
-            async with asyncio.timeout(engine.CALL_SECONDS):
-                return await item.rows
-        except TimeoutError as exc:
-            raise Unavailable(UNKNOWN_OUTCOME) from exc
+        return await item.rows
 
     @contextlib.asynccontextmanager
     async def closing(self) -> AsyncIterator[None]:
@@ -105,6 +104,29 @@ class AppendBatcher:
         finally:
             self._closing = False
 
+    # ---- deadlines -------------------------------------------------------------------------------------------------
+
+    def _answer_in_time(self) -> asyncio.Future[list[Any]]:
+        """A future that fails after CALL_SECONDS. One timer does for all, as they come in the order of their ends."""
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[list[Any]] = loop.create_future()
+        while self._ends and self._ends[0][1].done():
+            self._ends.popleft()
+        self._ends.append((loop.time() + engine.CALL_SECONDS, answer))
+        if self._timer is None:
+            self._timer = loop.call_at(self._ends[0][0], self._end)
+        return answer
+
+    def _end(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._ends and (self._ends[0][1].done() or self._ends[0][0] <= loop.time()):
+            answer = self._ends.popleft()[1]
+            if not answer.done():
+                late = Unavailable(UNKNOWN_OUTCOME)
+                late.__cause__ = TimeoutError()
+                answer.set_exception(late)
+        self._timer = loop.call_at(self._ends[0][0], self._end) if self._ends else None
+
     # ---- what waits ------------------------------------------------------------------------------------------------
 
     def _wait(self, item: _Waiting, *, first: bool = False) -> None:
@@ -117,7 +139,9 @@ class AppendBatcher:
         """The next of those that wait, whose lanes are on the wire now: of one lane none twice with the same key."""
         batch: list[_Waiting] = []
         chars = 0
-        while self._ready and len(batch) < LARGEST:
+        # While Postgres stores one part of them this process can answer another, so each free place has its share.
+        share = max(SHARED_FROM, -(-self._messages // max(1, IN_FLIGHT - self._in_flight)))
+        while self._ready and len(batch) < min(share, LARGEST):
             lane = self._ready.popleft()
             waiting, before = self._lanes[lane], len(batch)
             keys: set[str] = set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from typing import Any, Literal
+from uuid import UUID
 
 from chatledger.storage import conversation_queries, limits, message_queries, rows
 from chatledger.storage.append_batcher import AppendBatcher
@@ -175,7 +176,7 @@ class MessageLog:
             left_out = left_out or cut.left_out
             if cut.step == "give":
                 return rows.window(found.between(cut.first, cut.last), cut.first - 1 if forward else cut.last, left_out)
-            conversation, after, before = found.head["id"], cut.first - 1, cut.last + 1
+            conversation, after, before = UUID(found.head["id"]), cut.first - 1, cut.last + 1
             whole = cut.step == "fetch whole"
 
     async def load_message(self, user_id: str, conversation: ConversationRef, seq: int) -> Message:

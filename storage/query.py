@@ -8,7 +8,7 @@ The statements keep to what distributed Postgres allows: no volatile function in
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 from uuid import UUID
 
 from chatledger.storage.records import ConversationRef
@@ -20,6 +20,11 @@ CONVERSATION = (
     "user_id, id, number, title, key, metadata, last_seq, archived_at IS NOT NULL AS archived, "
     "forked_from_id, forked_from_seq, created_at, updated_at"
 )
+# The same as one value, beside rows of another kind; columns of its own would be a thousand nulls each.
+HEAD = """jsonb_build_object(
+         'id', id, 'number', number, 'title', title, 'key', key, 'metadata', metadata, 'last_seq', last_seq,
+         'archived', archived_at IS NOT NULL, 'forked_from_id', forked_from_id, 'forked_from_seq', forked_from_seq,
+         'created_at', created_at, 'updated_at', updated_at)"""
 BODY = "role, content, tool_calls, tool_call_id, name, parts, metadata"
 MESSAGE = f"user_id, conversation_id, seq, id, {BODY}, client_message_id, created_at"
 
@@ -35,6 +40,10 @@ LATEST = (
 _LAST_NUMBER = 2**63 - 1  # a number beyond bigint is no conversation's; 0, which none has either, costs the same work
 
 
+Row: TypeAlias = tuple[object, ...]
+"""A row that calls may wait for: of `users` by the user alone, of `conversations` by the user and what names it."""
+
+
 class Query(NamedTuple):
     """A statement and its arguments: one atomic step and one network round trip."""
 
@@ -42,6 +51,8 @@ class Query(NamedTuple):
     args: tuple[Any, ...]
     about: Literal["a user", "a token", "everybody"] = "a user"
     """What row security holds it to: rows of the user or the token in its first argument, or lists of all users."""
+    row: Row | None = None
+    """What it locks first, if it is a write, and so waits for while another holds it."""
 
 
 def at(sql: str, user_id: str, ref: ConversationRef | None, *args: object) -> Query:
@@ -49,8 +60,8 @@ def at(sql: str, user_id: str, ref: ConversationRef | None, *args: object) -> Qu
     if ref is None:
         return Query(_aimed(sql, LATEST), (user_id, None, *args))
     if isinstance(ref, UUID):
-        return Query(_aimed(sql, BY_ID), (user_id, ref, *args))
-    return Query(_aimed(sql, BY_NUMBER), (user_id, a_number(ref), *args))
+        return Query(_aimed(sql, BY_ID), (user_id, ref, *args), row=(user_id, ref))
+    return Query(_aimed(sql, BY_NUMBER), (user_id, a_number(ref), *args), row=(user_id, ref))
 
 
 def a_number(number: int) -> int:

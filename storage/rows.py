@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import UTC, datetime
 from operator import itemgetter
 from typing import Any, NamedTuple
+from uuid import UUID
 
 from pydantic_core import from_json
 
@@ -67,9 +69,11 @@ def listed(row: Any) -> ListedConversation:
     return ListedConversation(conversation(row), row["preview"])
 
 
-def message(row: Any) -> Message:
-    """From a row of kind `message`, whose columns after the first two are those of Message in its order."""
-    return Message._make(row[2:13])
+def conversation_of(head: Any) -> Conversation:
+    """From the JSON of `query.HEAD`."""
+    typed = {"id": UUID(head["id"]), "forked_from_id": head["forked_from_id"] and UUID(head["forked_from_id"])}
+    times = {name: datetime.fromisoformat(head[name]).astimezone(UTC) for name in ("created_at", "updated_at")}
+    return conversation(head | typed | times)
 
 
 def whole_message(row: Any) -> Message:
@@ -96,7 +100,7 @@ def hit(row: Any) -> Hit:
 class FoundHistory(NamedTuple):
     """The three kinds of row that the history statement answers with, apart; messages oldest first."""
 
-    head: Any | None
+    head: dict[str, Any] | None
     messages: list[Any]
     around: list[Any]
 
@@ -122,11 +126,10 @@ def history(found: list[Any]) -> FoundHistory:
     """From the rows of the history statement, whose kinds come in no promised order."""
     head, messages, around = None, [], []
     for row in found:
-        kind = row["kind"]
-        if kind == "message":
+        if row["content"] is not None:
             messages.append(row)
-        elif kind == "conversation":
-            head = row
+        elif row["conversation"] is not None:
+            head = row["conversation"]
         else:
             around.append(row)
     messages.sort(key=itemgetter("seq"))
@@ -142,8 +145,8 @@ def window(found: FoundHistory, place: int, left_out: tuple[int, int] | None) ->
     if found.messages:
         first, last = found.messages[0]["seq"], found.messages[-1]["seq"]
     return HistoryWindow(
-        conversation=conversation(found.head),
-        messages=[message(row) for row in found.messages],
+        conversation=conversation_of(found.head),
+        messages=[Message(*row[1:-2]) for row in found.messages],
         omitted_before=first - 1,
         omitted_after=last_seq - last,
         estimated_tokens=sum(row["tokens"] for row in found.messages),

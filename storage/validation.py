@@ -21,13 +21,25 @@ _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 def check_text(name: str, value: str, *, max_chars: int | None = None, min_chars: int = 0) -> None:
     """Raises InvalidArgument for a length outside the bounds, in code points, or a character that cannot be stored."""
-    if found := _UNSTORABLE.search(value):
+    if not _storable(value) and (found := _UNSTORABLE.search(value)):
         raise InvalidArgument(
             f"{name} holds {'U+0000' if found[0] == chr(0) else 'a lone surrogate'} at position {found.start()}, "
             "which cannot be stored"
         )
     if len(value) < min_chars or (max_chars is not None and len(value) > max_chars):
         raise InvalidArgument(f"{name} has {len(value):,} characters; it must have between {min_chars} and {max_chars}")
+
+
+def _storable(value: str) -> bool:
+    """Whether nothing in it is unstorable: the same in a tenth of the search's time."""
+    if "\x00" in value:
+        return False
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return False
+    return True
 
 
 def checked_json(name: str, value: Any, *, max_bytes: int) -> str:
