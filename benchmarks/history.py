@@ -1,6 +1,6 @@
 """What does a history of a thousand messages cost over fetching its rows and writing them as JSON?
 
-uv run --with orjson python -m benchmarks.history [--rounds 15] [--short]
+uv run --group check python -m benchmarks.history [--rounds 15] [--short]
 
 The floor is asyncpg's `fetch` of the same rows by the same index, and orjson's `dumps` of them as dictionaries. Beside
 it: the store's window, the store's window as the tool's JSON, the tool over stdio read by the least client there can
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import importlib
 import json
 import os
 import statistics
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+import orjson
 from mcp import Client, StdioServerParameters
 from mcp.client.stdio import stdio_client
 
@@ -42,8 +42,6 @@ BUDGET: dict[str, Any] = {"limit": MESSAGES, "max_tokens": 200_000}
 
 
 async def measure(folder: str, rounds: int) -> list[dict[str, Any]]:
-    orjson: Any = importlib.import_module("orjson")  # only here, and not among what the project depends on
-
     url = EmbeddedPostgres(Path(folder)).start()
     chatledger = str(Path(sys.executable).with_name("chatledger"))
     settings = {"CHATLEDGER_DATA_DIR": folder, "CHATLEDGER_USER_ID": "local"}

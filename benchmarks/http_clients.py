@@ -221,7 +221,10 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=50)
     parser.add_argument("--calls", type=int, default=20_000)
     parser.add_argument("--clients", type=int, default=1_000)
+    parser.add_argument("--short", action="store_true", help="only to show that it works")
     args = parser.parse_args()
+    if args.short:
+        args.users, args.calls, args.clients = 5, 200, 20
     with temporary() as url:
         schema.migrate(url)
         servers = [Server(url), Server(url)]

@@ -143,7 +143,10 @@ def main() -> None:
     parser.add_argument("--conversations", type=int, default=10_000)
     parser.add_argument("--messages", type=int, default=100, help="of each conversation")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--short", action="store_true", help="only to show that it works")
     args = parser.parse_args()
+    if args.short:
+        args.conversations, args.messages, args.rounds = 40, 10, 2
     each = args.conversations // args.rounds
     ratios, imports, copies, memory = [], 0.0, 0.0, 0.0
     with temporary() as server, tempfile.TemporaryDirectory() as folder:

@@ -130,7 +130,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--calls", type=int, default=300)
     parser.add_argument("--messages", type=int, default=100_000)
+    parser.add_argument("--short", action="store_true", help="only to show that it works")
     args = parser.parse_args()
+    if args.short:
+        args.rounds, args.calls, args.messages = 1, 10, 2_000
     with temporary(fsync="off") as server:
         urls = {name: make(server, f"{name}_rls", args.messages, fenced=name == "with") for name in ("without", "with")}
         asyncio.run(measure(urls, args.rounds, args.calls))

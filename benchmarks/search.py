@@ -1,6 +1,6 @@
 """How long a search takes for a user with 100,000 messages in a store of a million, against the same written by hand.
 
-uv run python benchmarks/search.py [--messages 1000000] [--rounds 15]
+uv run python benchmarks/search.py [--messages 1000000] [--rounds 15] [--short]
 
 By hand means: for each query, the faster of the two plans that there are (walk the user's messages from the newest on,
 or ask the trigrams and sort), written as one statement with its words in it, with the same snippets and titles. Rounds
@@ -155,7 +155,7 @@ async def measure(url: str, rounds: int) -> None:
     await connection.close()
 
 
-async def append_cost(url: str, rounds: int) -> None:
+async def append_cost(url: str, rounds: int, appends: int) -> None:
     """CPU of the database for an append, with the search index and without it, in two databases by turns.
 
     New entries of the index wait in a list that one append in some thousand merges into it: with fewer appends in a
@@ -178,13 +178,13 @@ async def append_cost(url: str, rounds: int) -> None:
     for number_of_round in range(rounds + 1):  # the first is not counted
         for which, store in stores.items():
             began = last = cpu(processes[which])
-            for number in range(APPENDS):
+            for number in range(appends):
                 content = some[(number_of_round * 500 + number) % len(some)]
                 await store.append_message("appender", 1, NewMessage(role="user", content=content))
                 now = cpu(processes[which])
                 slowest[which], last = max(slowest[which], now - last), now
             if number_of_round:
-                figures[which].append((last - began) / APPENDS)
+                figures[which].append((last - began) / appends)
     for which, store in stores.items():
         await store.aclose()
         await connection.execute(f"DROP DATABASE appends_{which}")
@@ -214,10 +214,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--messages", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--short", action="store_true", help="only to show that it works")
     args = parser.parse_args()
+    if args.short:
+        args.messages, args.rounds = 20_000, 1
     with temporary() as url:
         schema.migrate(url)
-        asyncio.run(append_cost(url, 5))
+        asyncio.run(append_cost(url, *((1, 100) if args.short else (5, APPENDS))))
         asyncio.run(fill(url, args.messages))
         print(f"load {os.getloadavg()[0]:.1f} before")
         asyncio.run(measure(url, args.rounds))

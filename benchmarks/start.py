@@ -1,10 +1,10 @@
-"""How long a start takes: until the list of tools is there, and until a message is stored on a fresh data directory.
+"""How long until the list of tools is there, and until a message is stored; and how much memory is taken then.
 
-uv run python benchmarks/start.py [--rounds 5]
+uv run python -m benchmarks.start [--rounds 5] [--short]
 
-Each round starts the server as a client does, as a process of its own, and speaks the protocol's lines itself. Times
-are from the start of the process; compare them with the control, a bare interpreter that imports the SDK, taken in the
-same round.
+Each round starts the server twice as a client does, as a process of its own, and speaks the protocol's lines itself;
+the first time the data directory is new, the second time the embedded Postgres runs already. Times are from the start
+of the process; compare them with the control, a bare interpreter that imports the SDK, taken in the same round.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from benchmarks import results
 
 INITIALIZE = {
     "method": "initialize",
@@ -76,6 +78,19 @@ class Server:
         self.process.wait(30)
 
 
+def memory_mib(pid: int) -> float:
+    """Of a process, what it shares with others counted in parts (Linux)."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+
+
+def database_mib(data_dir: Path) -> float:
+    """Of all processes of the embedded Postgres."""
+    postmaster = int(next(data_dir.rglob("postmaster.pid")).read_text().split()[0])
+    children = Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split()
+    return memory_mib(postmaster) + sum(memory_mib(int(child)) for child in children)
+
+
 def control() -> float:
     """Seconds that a bare interpreter takes to import the SDK."""
     began = time.perf_counter()
@@ -83,31 +98,44 @@ def control() -> float:
     return time.perf_counter() - began
 
 
+def one_round(folder: Path) -> dict[str, float]:
+    """Two starts on a data directory that is new."""
+    seen = {"import mcp.server (control), s": control()}
+    for place in ("first", "second"):
+        server = Server(folder)
+        seen[f"tools/list, {place} start, s"] = server.hello()
+        seen[f"first append, {place} start, s"] = server.first_append()
+        if place == "second":
+            seen["memory of the server, MiB"] = memory_mib(server.process.pid)
+            seen["memory of the embedded database, MiB"] = database_mib(folder)
+        server.stop()
+    subprocess.run(
+        [Path(sys.executable).with_name("chatledger"), "database", "stop"],
+        env={"PATH": os.environ["PATH"], "CHATLEDGER_DATA_DIR": str(folder)},
+        stderr=subprocess.DEVNULL,
+        check=False,
+    )
+    return seen
+
+
 def main() -> None:
     """Print the median and the range of each figure."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args().rounds
-    figures: dict[str, list[float]] = {"import mcp.server (control)": [], "tools/list": [], "first append, fresh": []}
-    figures["first append, second start"] = []
+    parser.add_argument("--short", action="store_true", help="only to show that it works")
+    args = parser.parse_args()
+    load = os.getloadavg()[0]
     control()  # writes the bytecode
-    for _ in range(rounds):
-        figures["import mcp.server (control)"].append(control())
+    rounds = []
+    for _ in range(1 if args.short else args.rounds):
         with tempfile.TemporaryDirectory() as folder:
-            for place in ("first append, fresh", "first append, second start"):
-                server = Server(Path(folder))
-                listed = server.hello()
-                figures[place].append(server.first_append())
-                server.stop()
-            figures["tools/list"].append(listed)
-            subprocess.run(
-                [Path(sys.executable).with_name("chatledger"), "database", "stop"],
-                env={"PATH": os.environ["PATH"], "CHATLEDGER_DATA_DIR": folder},
-                stderr=subprocess.DEVNULL,
-                check=False,
-            )
-    for name, seconds in figures.items():
-        print(f"{name:30} {statistics.median(seconds):6.2f} s  ({min(seconds):.2f} - {max(seconds):.2f})")
+            rounds.append(one_round(Path(folder)))
+    print("| what | median (range) |\n|---|---|")
+    for name in rounds[0]:
+        print(f"| {name} | {results.told([seen[name] for seen in rounds])} |")
+    if not args.short:
+        medians = {name: round(statistics.median(seen[name] for seen in rounds), 2) for name in rounds[0]}
+        results.write("start", medians, load_before=load)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Structured content and text of an answer are equal, also where a transport writes the one in the place of the other."""
+"""Structured content and text of an answer are equal, also where a transport writes one in the place of the other."""
 
 from __future__ import annotations
 
