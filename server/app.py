@@ -9,7 +9,8 @@ from importlib.metadata import version
 from typing import Any, Final, TypeVar
 
 from mcp import MCPError
-from mcp.server import MCPServer
+from mcp.server import MCPServer, Server
+from mcp.server._otel import OpenTelemetryMiddleware
 from mcp.server.caching import CacheHint
 from mcp.server.context import ServerRequestContext
 from mcp.server.mcpserver import Context
@@ -141,7 +142,12 @@ class LedgerServer(MCPServer[Any]):
                     failure = exc
                 raise errors.request_failure(failure, method, **named) from None
 
-        self._lowlevel_server.add_request_handler(method, kind, answered)  # no public way; the tests of each hold it
+        self.lowlevel.add_request_handler(method, kind, answered)
+
+    @property
+    def lowlevel(self) -> Server[Any]:
+        """What every message ends in; there is no public way to it."""
+        return self._lowlevel_server
 
     async def page_of_tools(self, ctx: Context[Any, Any], params: PaginatedRequestParams) -> ListToolsResult:
         """All tools, as the SDK lists them; it would ignore a cursor."""
@@ -149,8 +155,7 @@ class LedgerServer(MCPServer[Any]):
 
     async def run_streams(self, read: Any, write: Any) -> None:
         """Serve one connection of a transport that brings messages as a pair of streams."""
-        lowlevel = self._lowlevel_server
-        await lowlevel.run(read, write, lowlevel.create_initialization_options())
+        await self.lowlevel.run(read, write, self.lowlevel.create_initialization_options())
 
     @asynccontextmanager
     async def _observed(
@@ -194,6 +199,8 @@ def make_server(
         cache_hints={"resources/list": _PRIVATE, "resources/read": _PRIVATE},
         subscriptions=False,  # nothing is published yet, so nothing must be announced that clients would wait for
     )
+    # Its spans repeat what clients send and what failures say, to whatever provider the process has.
+    server.middleware[:] = [each for each in server.middleware if not isinstance(each, OpenTelemetryMiddleware)]
     server.admission, server.caller, server.observers = Admission(caller, rate), caller, Observers()
     resources, prompts = ConversationResources(store, caller), ConversationPrompts(store, caller)
     server.answer("tools/list", PaginatedRequestParams, server.page_of_tools)

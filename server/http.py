@@ -24,9 +24,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from chatledger.server import answers, errors
+from chatledger.server import errors
 from chatledger.server.app import LedgerServer
 from chatledger.server.auth.resource_server import ResourceServer
+from chatledger.server.http_calls import ToolCalls
 from chatledger.server.http_guard import BODY_BYTES, MCP_PATH, Guard
 from chatledger.server.http_progress import with_streams
 from chatledger.server.http_protocol import connection_options
@@ -84,7 +85,7 @@ def make_app(
     opened += open_routes
     app.router.routes += opened
     open_paths = [route.path for route in opened]
-    inner = _with_whole_answers(with_streams(app, server.reporting, make))
+    inner: ASGIApp = ToolCalls(with_streams(app, server.reporting, make), server)
     if auth is not None:
         app.router.routes += auth.routes()
         inner = auth.protect(inner, open_paths=open_paths, body_bytes=BODY_BYTES)
@@ -133,37 +134,6 @@ def _with_headers(app: ASGIApp) -> ASGIApp:
             await app(scope, receive, with_headers)
 
     return noting
-
-
-def _with_whole_answers(app: ASGIApp) -> ASGIApp:
-    """What stands in for the structured content of an answer gives place to it here."""
-
-    async def completing(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] != MCP_PATH:
-            await app(scope, receive, send)
-            return
-        texts: list[str] = []  # of the one call that a request brings
-        answers.ON_STAND_IN.set(texts.append)
-        head: Message | None = None
-
-        async def complete(message: Message) -> None:
-            nonlocal head
-            if texts and message["type"] == "http.response.start":
-                head = message  # until it is known how long the body becomes
-                return
-            if head is not None:
-                body = b"".join(answers.completed(message["body"], texts[0]))
-                headers = MutableHeaders(scope=head)
-                if "content-length" in headers:
-                    longer = len(body) - len(message["body"])
-                    headers["content-length"] = str(int(headers["content-length"]) + longer)
-                await send(head)
-                head, message = None, message | {"body": body}
-            await send(message)
-
-        await app(scope, receive, complete)
-
-    return completing
 
 
 class _Server(uvicorn.Server):

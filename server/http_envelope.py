@@ -22,25 +22,31 @@ _SENTENCES: Final = {
 }
 
 
-def refusal(body: bytes) -> bytes | None:
-    """The JSON-RPC error for a body that is no message, which goes with status 400; None for one that is."""
-    code = _fault(body)
-    if code is None:
-        return None
-    error = {"jsonrpc": "2.0", "id": None, "error": {"code": code, "message": _SENTENCES[code]}}
-    return json.dumps(error, separators=(",", ":")).encode()
+class NoMessage(Exception):
+    """A body that is no message; `answer` is the JSON-RPC error for it, which goes with status 400."""
+
+    def __init__(self, code: int) -> None:
+        error = {"jsonrpc": "2.0", "id": None, "error": {"code": code, "message": _SENTENCES[code]}}
+        self.answer = json.dumps(error, separators=(",", ":")).encode()
 
 
-def _fault(body: bytes) -> int | None:
+def read_message(body: bytes) -> dict[str, Any]:
+    """The message.
+
+    Raises:
+        NoMessage: it is none.
+    """
     try:
         message: Any = from_json(body)
     except ValueError:
-        return PARSE_ERROR
+        raise NoMessage(PARSE_ERROR) from None
     if not isinstance(message, dict) or message.get("jsonrpc") != "2.0":
-        return INVALID_REQUEST
+        raise NoMessage(INVALID_REQUEST)
     if "id" in message and not _is_id(message["id"]):
-        return INVALID_REQUEST
-    return None if (_is_asked(message) if "method" in message else _is_answered(message)) else INVALID_REQUEST
+        raise NoMessage(INVALID_REQUEST)
+    if not (_is_asked(message) if "method" in message else _is_answered(message)):
+        raise NoMessage(INVALID_REQUEST)
+    return message
 
 
 def _is_asked(message: dict[str, Any]) -> bool:

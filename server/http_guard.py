@@ -15,7 +15,7 @@ from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from chatledger.server.http_envelope import refusal
+from chatledger.server.http_envelope import NoMessage, read_message
 
 # A full append_messages must fit: 100 messages of the content limit, each character escaped to 12 bytes, and what is
 # around it. The content limit may be set higher; a batch of such messages is then refused by this one.
@@ -25,6 +25,9 @@ BODY_SECONDS: Final = 10.0  # the bad-input table: a body at one byte a second i
 
 MCP_PATH: Final = "/mcp"
 MESSAGES_PATH: Final = "/messages/"
+MESSAGE: Final = "chatledger.message"
+"""In the scope of a request to either path: the JSON-RPC message that it brings, as it was read."""
+
 LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
 _HOST: Final = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::([0-9]{1,5}))?")
 
@@ -61,9 +64,12 @@ class Guard:
                 await PlainTextResponse(exc.sentence, exc.status, {"connection": "close"})(scope, receive, send)
                 return
             brings = scope["path"] == MCP_PATH or scope["path"].startswith(MESSAGES_PATH)
-            if brings and (fault := refusal(body)) is not None:
-                await Response(fault, 400, media_type="application/json")(scope, receive, send)
-                return
+            if brings:
+                try:
+                    scope[MESSAGE] = read_message(body)
+                except NoMessage as exc:
+                    await Response(exc.answer, 400, media_type="application/json")(scope, receive, send)
+                    return
             receive = _again(body, receive)
         await self._app(scope, receive, send)
 

@@ -125,15 +125,9 @@ def _provider(environment: Mapping[str, str]) -> SdkProvider:
 
 
 def watch(server: LedgerServer, store: ConversationStore, provider: TracerProvider) -> None:
-    """Leave spans with this provider.
-
-    The SDK's own are left out: their names, attributes and events repeat what clients send and what failures say.
-    """
+    """Leave spans with this provider."""
     tracer = provider.get_tracer("chatledger", version("chatledger"))
-    server.middleware[:] = [
-        _MessageSpans(tracer),
-        *(each for each in server.middleware if type(each).__name__ != "OpenTelemetryMiddleware"),
-    ]
+    server.middleware.insert(0, _MessageSpans(tracer))
     for name in ("read", "write"):  # from outside, so that nothing of it is there unless it is asked for
         setattr(store.database, name, _traced(getattr(store.database, name), name, tracer))
 
