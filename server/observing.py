@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Final, TypeAlias
 
 logger = logging.getLogger("chatledger")
@@ -97,4 +98,9 @@ class CallLog:
 
     def _digest(self, user_id: str) -> str | None:
         key = self._secret()
-        return None if key is None else hmac.new(key, b"log:" + user_id.encode(), hashlib.sha256).hexdigest()[:16]
+        return None if key is None else _digest(key, user_id)
+
+
+@lru_cache(maxsize=10_000)  # users of a process (chosen: a megabyte or two)
+def _digest(key: bytes, user_id: str) -> str:
+    return hmac.new(key, b"log:" + user_id.encode(), hashlib.sha256).hexdigest()[:16]

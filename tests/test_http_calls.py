@@ -101,5 +101,5 @@ async def test_an_answer_is_the_one_that_the_sdk_gives(database_url: str, monkey
         told, expected = await answered(ours), await answered(the_sdk)
     for request, one, other in zip(requests(), told, expected, strict=True):
         assert one == other, request
-    # All calls in each revision; of the others one with a text as its id, one with a progress token, one that takes all.
+    # All calls in each revision; of the others one with a text as its id, one with a progress token, one for any type.
     assert sum(straight) == 4 * len(CALLS) + 3, list(zip(straight, requests(), strict=True))
