@@ -77,7 +77,7 @@ class LedgerServer(MCPServer[Any]):
         self, name: str, arguments: dict[str, Any], context: Context[Any, Any] | None = None
     ) -> CallToolResult | InputRequiredResult:
         """Call a tool; every failure but a protocol error is a result. An argument that is null counts as left out."""
-        known = name if self._tool_input_schema(name) is not None else "unknown"  # what is sent is not repeated in logs
+        known = name if self.input_schema(name) is not None else "unknown"  # what is sent is not repeated in logs
         async with self._observed("tools/call", context, tool=known) as call:
             result = await self._call_tool(name, arguments, context)
             if isinstance(result, CallToolResult) and result.is_error:
@@ -144,6 +144,10 @@ class LedgerServer(MCPServer[Any]):
 
         self.lowlevel.add_request_handler(method, kind, answered)
 
+    def input_schema(self, tool: str) -> dict[str, Any] | None:
+        """What a tool's arguments must be; None where there is no such tool."""
+        return self._tool_input_schema(tool)
+
     @property
     def lowlevel(self) -> Server[Any]:
         """What every message ends in; there is no public way to it."""
@@ -179,7 +183,7 @@ class LedgerServer(MCPServer[Any]):
         return nullcontext() if context is None or self.admission is None else self.admission(context)
 
     def _argument_names(self, tool: str) -> list[str]:
-        schema = self._tool_input_schema(tool) or {}
+        schema = self.input_schema(tool) or {}
         return list(schema.get("properties", ()))
 
 

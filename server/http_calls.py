@@ -7,6 +7,7 @@ what is plainly a call of a tool is answered here; whatever is unusual about a r
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
@@ -16,7 +17,7 @@ from mcp.server.connection import Connection
 from mcp.server.runner import ServerRunner
 from mcp.shared.dispatcher import CallOptions
 from mcp.shared.exceptions import NoBackChannelError
-from mcp.shared.inbound import ERROR_CODE_HTTP_STATUS
+from mcp.shared.inbound import ERROR_CODE_HTTP_STATUS, X_MCP_HEADER_KEY
 from mcp.shared.jsonrpc_dispatcher import handler_exception_to_error_data
 from mcp.shared.message import ServerMessageMetadata
 from mcp.shared.transport_context import TransportContext
@@ -55,10 +56,11 @@ class ToolCalls:
 
     def __init__(self, app: ASGIApp, server: LedgerServer) -> None:
         self._app, self._server = app, server
+        self._plain: dict[str, bool] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         call = _plain_call(scope) if scope["type"] == "http" and scope["path"] == MCP_PATH else None
-        if call is None or call.params["name"] in self._server.reporting:
+        if call is None or not self._answers(call.params["name"]):
             await self._app(scope, receive, send)
             return
         texts: list[str] = []
@@ -80,8 +82,22 @@ class ToolCalls:
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
+    def _answers(self, tool: str) -> bool:
+        """Not what may report progress, which needs a stream, nor what asks for arguments to be repeated in headers."""
+        if tool in self._server.reporting:
+            return False
+        if tool not in self._plain:
+            schema = self._server.input_schema(tool)
+            if schema is None:
+                return True  # a refusal; nothing is kept for names that anybody may think of
+            self._plain[tool] = X_MCP_HEADER_KEY not in json.dumps(schema)
+        return self._plain[tool]
+
     async def _result(self, call: _Call, scope: Scope, receive: Receive) -> dict[str, Any]:
-        connection = Connection.from_envelope(call.version, None, None)
+        meta = call.params.get("_meta", {}) if call.version in MODERN_PROTOCOL_VERSIONS else {}
+        connection = Connection.from_envelope(
+            call.version, meta.get(CLIENT_INFO_META_KEY), meta.get(CLIENT_CAPABILITIES_META_KEY)
+        )
         runner = ServerRunner(self._server.lowlevel, connection, {})
         return await runner.on_request(_Exchange(call.id, scope, receive), _CALL, call.params)
 
