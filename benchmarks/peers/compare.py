@@ -12,40 +12,28 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import importlib
 import json
 import random
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-from chatledger.storage import ConversationStore, NewMessage, schema
+from benchmarks.peers.compared import STORES
+from benchmarks.peers.stores import Conversation, Store
+from chatledger.storage import schema
 from chatledger.storage.embedded import EmbeddedPostgres
 from tests.postgres_processes import ask, empty_root
 from tests.reliability.kills import of_the_database
 
+JUDGED = ("chatledger", "openai-agents", "langgraph")
 CONVERSATIONS, INSTANCES = 4, 2
 APPENDS = 60  # of each writer without kills; with kills, at least so many and until all kills are done
 GIVE_UP_SECONDS = 180.0  # after which a store that does not come back ends the run (chosen: one gave no answer for 60)
-
-
-class Instance(Protocol):
-    """One process' view of a store. Any exception means that the outcome is unknown."""
-
-    async def append(self, conversation: str, content: str, message_id: str) -> None: ...
-
-    async def load(self, conversation: str) -> list[str]:
-        """The contents, in the store's order."""
-        ...
-
-
-Open = Callable[[str], AbstractAsyncContextManager[Instance]]
 
 
 class Sent(NamedTuple):
@@ -56,109 +44,10 @@ class Sent(NamedTuple):
     acknowledged: float
 
 
-# ---- the stores
-
-
-class _ChatLedger:
-    def __init__(self, store: ConversationStore) -> None:
-        self._store = store
-
-    async def append(self, conversation: str, content: str, message_id: str) -> None:
-        message = NewMessage(role="user", content=content, client_message_id=message_id)
-        found = await self._store.get_or_create_conversation("peer", conversation)
-        await self._store.append_message("peer", found.id, message)
-
-    async def load(self, conversation: str) -> list[str]:
-        found, last = await self._store.get_or_create_conversation("peer", conversation), 0
-        contents: list[str] = []
-        while last < found.message_count:
-            window = await self._store.load_history("peer", found.id, after_seq=last, max_tokens=200_000)
-            contents += [message.content for message in window.messages]
-            last = window.messages[-1].seq
-        return contents
-
-
-@asynccontextmanager
-async def chatledger(url: str) -> AsyncIterator[Instance]:
-    async with ConversationStore.at(url) as store:
-        yield _ChatLedger(store)
-
-
-class _AgentsSession:
-    """A session's items have no id of their own, so that a repeat cannot be told from a second message."""
-
-    def __init__(self, session: Any, engine: Any) -> None:
-        self._session, self._engine = session, engine
-
-    async def append(self, conversation: str, content: str, message_id: str) -> None:
-        await self._session(conversation, engine=self._engine).add_items([{"role": "user", "content": content}])
-
-    async def load(self, conversation: str) -> list[str]:
-        items = await self._session(conversation, engine=self._engine).get_items()
-        return [item["content"] for item in items]
-
-
-@asynccontextmanager
-async def agents_session(url: str) -> AsyncIterator[Instance]:
-    session = importlib.import_module("agents.extensions.memory").SQLAlchemySession
-    from sqlalchemy.ext.asyncio import create_async_engine
-
-    engine = create_async_engine(url.replace("postgresql:", "postgresql+asyncpg:"), pool_pre_ping=True)
-    try:
-        await session("set-up", engine=engine, create_tables=True).get_items()
-        yield _AgentsSession(session, engine)
-    finally:
-        await engine.dispose()
-
-
-class _LangGraph:
-    """A graph whose state is a list of messages; one with the id of another replaces it."""
-
-    def __init__(self, graph: Any, message: Any) -> None:
-        self._graph, self._message = graph, message
-
-    async def append(self, conversation: str, content: str, message_id: str) -> None:
-        config = {"configurable": {"thread_id": conversation}}
-        update = {"messages": [self._message(content=content, id=message_id)]}
-        await self._graph.aupdate_state(config, update, as_node="keep")
-
-    async def load(self, conversation: str) -> list[str]:
-        state = await self._graph.aget_state({"configurable": {"thread_id": conversation}})
-        return [message.content for message in state.values.get("messages", [])]
-
-
-@asynccontextmanager
-async def langgraph(url: str) -> AsyncIterator[Instance]:
-    graphs = importlib.import_module("langgraph.graph")
-    saver = importlib.import_module("langgraph.checkpoint.postgres.aio").AsyncPostgresSaver
-    pools = importlib.import_module("psycopg_pool")
-    rows = importlib.import_module("psycopg.rows")
-    message = importlib.import_module("langchain_core.messages").HumanMessage
-    how = {"autocommit": True, "prepare_threshold": 0, "row_factory": rows.dict_row}
-    check = pools.AsyncConnectionPool.check_connection
-    async with pools.AsyncConnectionPool(url, min_size=1, max_size=10, kwargs=how, check=check, open=False) as pool:
-        keeper = saver(pool)
-        await keeper.setup()
-        building = graphs.StateGraph(graphs.MessagesState)
-        building.add_node("keep", lambda state: {})
-        building.add_edge(graphs.START, "keep")
-        yield _LangGraph(building.compile(checkpointer=keeper), message)
-
-
-STORES: dict[str, tuple[Open, tuple[str, ...]]] = {
-    "chatledger": (chatledger, ("chatledger",)),
-    "OpenAI Agents SDK SQLAlchemySession": (agents_session, ("openai-agents", "sqlalchemy")),
-    "LangGraph AsyncPostgresSaver": (langgraph, ("langgraph", "langgraph-checkpoint-postgres")),
-}
-
-
-# ---- what is done to them
-
-
 class Exercise:
     """Writers on a few conversations of one store, and perhaps kills meanwhile."""
 
-    def __init__(self, instances: Sequence[Instance], name: str, writers: int) -> None:
+    def __init__(self, instances: Sequence[Store], name: str, writers: int) -> None:
         self.instances, self.name, self.writers = instances, name, writers
         self.sent: dict[str, list[Sent]] = {f"{name} {n}": [] for n in range(CONVERSATIONS)}
         self.unanswered: set[str] = set()
@@ -196,6 +85,7 @@ class Exercise:
 
     async def _writer(self, conversation: str, number: int) -> None:
         chance, count = random.Random(f"{conversation} {number}"), 0
+        held: dict[Store, Conversation] = {}
         while count < APPENDS or not self.over:
             count += 1
             content = f"{conversation} {number} {count}"
@@ -203,9 +93,13 @@ class Exercise:
             while True:
                 try:
                     async with asyncio.timeout(30):
-                        await chance.choice(self.instances).append(conversation, content, content)
+                        store = chance.choice(self.instances)
+                        if store not in held:
+                            held[store] = await store.conversation(conversation)
+                        await held[store].append(content, content)
                     break
                 except Exception as exc:  # whatever it was, the outcome is unknown
+                    held.clear()
                     self.errors[type(exc).__name__] += 1
                     self.unanswered.add(content)
                     if time.monotonic() - begun > GIVE_UP_SECONDS:
@@ -218,7 +112,7 @@ class Exercise:
     async def _judged(self) -> dict[str, Any]:
         lost = doubled = disordered = 0
         for conversation, sent in self.sent.items():
-            found = await self.instances[0].load(conversation)
+            found = await (await self.instances[0].conversation(conversation)).load()
             times, places = Counter(found), {content: place for place, content in enumerate(found)}
             lost += sum(each.content not in places for each in sent)
             doubled += sum(count - 1 for count in times.values())
@@ -245,10 +139,10 @@ def _disordered(sent: list[Sent], places: dict[str, int]) -> int:
 async def compare(root: Path, kills: int, seed: int) -> dict[str, Any]:
     url = await asyncio.to_thread(EmbeddedPostgres(root).start)
     told: dict[str, Any] = {}
-    for name, (open_one, packages) in STORES.items():
-        found: dict[str, Any] = {"versions": {package: version(package) for package in packages}}
+    for store in map(STORES.__getitem__, JUDGED):
+        name, found = store.title, {"versions": store.versions()}
         async with AsyncExitStack() as stack:
-            instances = [await stack.enter_async_context(open_one(url)) for _ in range(INSTANCES)]
+            instances = [await stack.enter_async_context(store.open(url, True)) for _ in range(INSTANCES)]
             for case, writers, how_many in (
                 ("one writer a conversation", 1, 0),
                 ("one writer a conversation, kills", 1, kills),
