@@ -11,6 +11,7 @@ from importlib.metadata import version
 from typing import NoReturn
 
 from chatledger.server import migrate_command, retention_command, serving, token_commands, transfer_commands
+from chatledger.server.event_loop import run
 from chatledger.server.settings import Settings, SettingsError, load_settings
 from chatledger.storage.embedded import EmbeddedError, EmbeddedPostgres
 from chatledger.storage.errors import StorageError
@@ -82,8 +83,6 @@ def _parser() -> argparse.ArgumentParser:
 def _serve(args: argparse.Namespace, settings: Settings) -> int:
     toolset = args.toolset or settings.toolset
     if args.transport != "stdio":
-        from chatledger.server.http import run
-
         sse_first = args.transport == "sse"
         run(serving.over_http(settings, toolset, host=args.host, port=args.port, sse_first=sse_first))
         return 0
@@ -93,7 +92,7 @@ def _serve(args: argparse.Namespace, settings: Settings) -> int:
             "client's configuration (the README shows how), or end it with Ctrl-C.",
             file=sys.stderr,
         )
-    asyncio.run(serving.over_stdio(settings, toolset))
+    run(serving.over_stdio(settings, toolset))
     return 0
 
 

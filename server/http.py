@@ -6,14 +6,12 @@ SSE connection of the older transport lives in one process, to which its posts m
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import math
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import uvicorn
 from mcp.server.sse import SseServerTransport
@@ -179,14 +177,3 @@ async def serve_http(app: ASGIApp, listener: socket.socket, *, sse_first: bool =
         **connection_options(),
     )
     await _Server(config, describe).serve(sockets=[listener])
-
-
-def run(main: Coroutine[Any, Any, None]) -> None:
-    """`asyncio.run` on uvloop where there is one."""
-    factory: Any = None
-    with contextlib.suppress(ImportError):
-        import uvloop
-
-        factory = uvloop.new_event_loop
-    with asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(main)

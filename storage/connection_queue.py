@@ -26,11 +26,12 @@ class ConnectionQueue:
     def __init__(self, connections: int) -> None:
         self._free = connections
         self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waits = 0
         self._opening = 0
         self._moved = 0.0
 
-    async def take(self) -> None:
-        """Return when it is this call's turn, which it ends by `give`.
+    async def take(self, since: float | None = None) -> None:
+        """Return when it is this call's turn, which it ends by `give`. `since`: it has waited already, from then on.
 
         Raises:
             Unavailable: the connections are stuck, or too many calls wait. Nothing was taken.
@@ -38,25 +39,47 @@ class ConnectionQueue:
         if self._free:
             self._free -= 1
             return
-        if len(self._waiting) >= WAITING:
-            raise _all_in_use()
-        came = time.monotonic()
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        turn = self.turn()
         self._waiting.append(turn)
         try:
-            while not turn.done():
-                left = max(self._moved, came) + STALLED_SECONDS - time.monotonic()
-                if self._opening:  # a database that wakes takes its time; whoever connects gives up by itself
-                    left = STALLED_SECONDS
-                if left <= 0:
-                    raise _all_in_use()
-                await asyncio.wait([turn], timeout=left)
+            await self.wait(turn, since)
         except BaseException:
             if turn.done():
                 self.give()  # it came at the moment of giving up
             else:
                 turn.cancel()  # `give` passes it over
             raise
+
+    def turn(self) -> asyncio.Future[None]:
+        """What a call waits for, by `wait`.
+
+        Raises:
+            Unavailable: too many calls wait.
+        """
+        if self._waits >= WAITING:
+            raise _all_in_use()
+        return asyncio.get_running_loop().create_future()
+
+    async def wait(self, turn: asyncio.Future[None], since: float | None = None) -> None:
+        """Return when the turn has come; `since` as in `take`.
+
+        Raises:
+            Unavailable: the connections are stuck. The turn may have come at that moment.
+        """
+        came = time.monotonic() if since is None else since
+        self._waits += 1
+        try:
+            while not turn.done():
+                left = max(self._moved, came) + STALLED_SECONDS - time.monotonic()
+                # A database that wakes takes its time, and whoever connects gives up by itself. Where a connection is
+                # free the turn is another one, which ends with its call.
+                if self._opening or self._free:
+                    left = STALLED_SECONDS
+                if left <= 0:
+                    raise _all_in_use()
+                await asyncio.wait([turn], timeout=left)
+        finally:
+            self._waits -= 1
 
     def give(self) -> None:
         """End a turn: the call that waits longest has the next."""

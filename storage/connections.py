@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 from chatledger.storage import row_security
 from chatledger.storage.connection_queue import ConnectionQueue
 from chatledger.storage.errors import driver_error
-from chatledger.storage.query import Query
+from chatledger.storage.query import Query, Row
+from chatledger.storage.row_turns import RowTurns
 from chatledger.storage.rows import decode_json
 
 if TYPE_CHECKING:
@@ -56,35 +57,46 @@ class Connections:
         self._kept, self._all, self._revive = kept, kept + more, revive
         self._idle: list[PoolProxiedConnection] = []
         self._queue = ConnectionQueue(self._all)
+        self._turns = RowTurns(max(1, self._all // 2), self._queue)
 
     def count(self) -> tuple[int, int]:
         """How many are borrowed at this moment, and how many wait."""
         pool: Any = self._engine.pool
         return pool.checkedout() - len(self._idle), pool.checkedin() + len(self._idle)
 
-    async def borrow(self) -> PoolProxiedConnection:
-        """One that is alive, in the turn of those who ask; `give_back` ends both.
+    async def borrow(self, row: Row | None = None) -> PoolProxiedConnection:
+        """One that is alive, in the turn of those who ask, and who will change that row; `give_back` ends all.
 
         Raises:
             NothingSent: none can be opened.
             Unavailable: all are in use, and have been for too long.
         """
-        await self._queue.take()
+        came = time.monotonic()
+        if row is not None:
+            await self._turns.take(row)
         try:
-            with self._queue.opening():
-                return await self._alive()
+            await self._queue.take(came)
+            try:
+                with self._queue.opening():
+                    return await self._alive()
+            except BaseException:
+                self._queue.give()
+                raise
         except BaseException:
-            self._queue.give()
+            if row is not None:
+                self._turns.give(row)
             raise
 
-    async def give_back(self, connection: PoolProxiedConnection, *, broken: bool) -> None:
-        """End a turn. A broken connection is closed and never used again."""
+    async def give_back(self, connection: PoolProxiedConnection, *, broken: bool, row: Row | None = None) -> None:
+        """End a turn, of those who change the row as well. A broken connection is closed and never used again."""
         try:
             if broken or len(self._idle) >= self._kept:
                 await _close(connection, broken=broken)
             else:
                 self._idle.append(connection)
         finally:
+            if row is not None:
+                self._turns.give(row)
             self._queue.give()
 
     async def aclose(self) -> None:

@@ -42,7 +42,7 @@ def create_conversation(
     `conversations_key` is violated when another call made it at the same instant: run it again, too.
     Index: conversations_key, users_pkey.
     """
-    return Query(_CREATE, (user_id, id, key, title, metadata, quota))
+    return Query(_CREATE, (user_id, id, key, title, metadata, quota), row=(user_id,))
 
 
 # The time comes from a FROM: distributed Postgres takes no function that is not immutable inside a CASE or coalesce.
@@ -84,10 +84,14 @@ def get_conversation(user_id: str, ref: ConversationRef) -> Query:
 _FORK = f"""
 WITH holder AS MATERIALIZED (
   SELECT id FROM chatledger.users WHERE id = $1 FOR NO KEY UPDATE
+), kept AS MATERIALIZED (
+  SELECT id FROM chatledger.conversations
+   WHERE user_id = $1 AND id = {{target}} AND EXISTS (SELECT FROM holder)
+     FOR KEY SHARE
 ), source AS MATERIALIZED (
   SELECT c.id, c.title, c.metadata, c.updated_at, least($4::bigint, c.last_seq)::integer AS cut
-    FROM chatledger.conversations c, holder h
-   WHERE c.user_id = $1 AND c.user_id = h.id AND c.id = {{target}} AND ($4 IS NULL OR $4 <= c.last_seq)
+    FROM chatledger.conversations c, kept k
+   WHERE c.user_id = $1 AND c.id = k.id AND ($4 IS NULL OR $4 <= c.last_seq)
 ), owner AS (
   UPDATE chatledger.users u
      SET last_number = u.last_number + 1, conversation_count = u.conversation_count + 1
@@ -118,13 +122,13 @@ def fork_conversation(
 ) -> Query:
     """Copy messages 1 to `at_seq` into a new conversation, from one snapshot.
 
-    The user's row is locked first, as delete does: the parts of a statement have snapshots of their own in distributed
-    Postgres, and the messages could be gone before they are copied.
+    The user's row is locked first, as delete does, then the source: the parts of a statement may have snapshots of
+    their own in distributed Postgres, some from before the wait for a deletion, and there would be nothing to copy.
 
     No row: the source is not there or not this user's, it ends before `at_seq`, or the quota is used up.
     Index: conversations_pkey, messages_pkey.
     """
-    return at(_FORK, user_id, ref, id, at_seq, title, quota)
+    return at(_FORK, user_id, ref, id, at_seq, title, quota)._replace(row=(user_id,))
 
 
 _DELETE = """
@@ -148,7 +152,7 @@ def delete_conversation(user_id: str, ref: ConversationRef) -> Query:
     The user's row is locked first, as create does, or the two could wait for each other over one key.
     Index: users_pkey, conversations_pkey, messages_pkey.
     """
-    return at(_DELETE, user_id, ref)
+    return at(_DELETE, user_id, ref)._replace(row=(user_id,))
 
 
 _LIST = f"""

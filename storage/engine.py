@@ -26,7 +26,7 @@ from chatledger.storage.errors import (
     translate,
     unreachable,
 )
-from chatledger.storage.query import Query
+from chatledger.storage.query import Query, Row
 from chatledger.storage.source import DatabaseSource
 from chatledger.storage.transaction import Transaction, transaction
 
@@ -145,7 +145,7 @@ class Database:
         Raises:
             StorageError: what the database's answer means to a caller; Unavailable where the outcome is unknown.
         """
-        task = asyncio.create_task(self._bounded(query, repeatable=repeatable, seconds=CALL_SECONDS))
+        task = asyncio.create_task(self._deadline(self._attempts(query, repeatable, query.row), CALL_SECONDS))
         self._writing.add(task)
         task.add_done_callback(self._written)
         return await asyncio.shield(task)
@@ -209,12 +209,12 @@ class Database:
         except TimeoutError as exc:
             raise Unavailable(UNKNOWN_OUTCOME) from exc
 
-    async def _attempts(self, query: Query, repeatable: bool) -> list[Any]:
+    async def _attempts(self, query: Query, repeatable: bool, row: Row | None = None) -> list[Any]:
         patience = _Patience()
         while True:
             opened = await self._ready()
             try:
-                return await self._once(opened, query)
+                return await self._once(opened, query, row)
             except NothingSent as exc:
                 await patience.until_it_wakes(exc)
             except Exception as exc:  # noqa: BLE001  # drivers raise outside their own trees, too
@@ -225,9 +225,9 @@ class Database:
                 if not (rolled_back or (repeatable and error.message == UNKNOWN_OUTCOME)) or not await patience.pause():
                     raise error from (None if error is exc else exc)
 
-    async def _once(self, opened: _Open, query: Query) -> list[Any]:
+    async def _once(self, opened: _Open, query: Query, row: Row | None) -> list[Any]:
         connections = opened.connections
-        connection = await connections.borrow()
+        connection = await connections.borrow(row)
         driver: Any = connection.driver_connection
         broken = True
         try:
@@ -241,7 +241,7 @@ class Database:
             broken = not isinstance(state, str) or state.startswith(("08", "57P", "XX"))
             raise
         finally:
-            await connections.give_back(connection, broken=broken or driver.is_closed())
+            await connections.give_back(connection, broken=broken or driver.is_closed(), row=row)
 
     # ---- opening ---------------------------------------------------------------------------------------------------
 

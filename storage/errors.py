@@ -236,7 +236,8 @@ def translate(exc: BaseException) -> StorageError:
         constraint = str(getattr(exc, "constraint_name", "") or "")
         if state == "23505":  # whichever constraint it was: a distributed Postgres does not name it
             return UniqueViolation("the database refused a second row with the same key")
-        if state == "23514" and not constraint:  # a distributed Postgres names it in its sentence only
+        # A distributed Postgres names it in its sentence only; where rows were copied in, as an error of its own.
+        if state in ("23514", "XX000") and not constraint:
             constraint = next((name for name in (*_SIZES, *_OF_THE_HOST) if f'"{name}"' in str(exc)), "")
         if constraint in _OF_THE_HOST:
             return UnknownUser()

@@ -131,12 +131,12 @@ def append_messages(
 # conversation holds up no other's, and two batches never wait for each other.
 _APPEND_BATCH = f"""
 WITH input AS MATERIALIZED (
-  SELECT x.user_id, coalesce(x.conversation_id, (SELECT c.id FROM chatledger.conversations c
-                                                  WHERE c.user_id = x.user_id AND c.number = x.number))
+  SELECT x.user_id, coalesce(x.conversation_id::uuid, (SELECT c.id FROM chatledger.conversations c
+                                                        WHERE c.user_id = x.user_id AND c.number = x.number::bigint))
          AS conversation_id,
-         x.id, role, content, tool_calls::jsonb, tool_call_id, name, parts::jsonb, metadata::jsonb, client_message_id,
-         ord
-    FROM unnest($1::text[], $2::uuid[], $3::bigint[], $4::uuid[], $5::text[], $6::text[], $7::text[], $8::text[],
+         x.id::uuid, role, content, tool_calls::jsonb, tool_call_id, name, parts::jsonb, metadata::jsonb,
+         client_message_id, ord
+    FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
                 $9::text[], $10::text[], $11::text[], $12::text[])
          WITH ORDINALITY AS x (user_id, conversation_id, number, id, {BODY}, client_message_id, ord)
 ), prior AS MATERIALIZED (
@@ -188,19 +188,12 @@ def append_batch(
     conversation is locked: append it alone. Each row of a table is reached by the user of its own message. No key may
     come twice. Index: as append_message.
     """
-    columns = zip(*messages, strict=True)
-    return Query(
-        _APPEND_BATCH,
-        (
-            list(user_ids),
-            [ref if isinstance(ref, UUID) else None for ref in refs],
-            [None if isinstance(ref, UUID) else a_number(ref) for ref in refs],
-            list(ids),
-            # A null in the place of an array of nulls, which takes the driver longer than all the texts.
-            *(list(column) if any(value is not None for value in column) else None for column in columns),
-            quota,
-        ),
-    )
+    named = [ref.hex if isinstance(ref, UUID) else None for ref in refs]
+    numbered = [None if isinstance(ref, UUID) else str(a_number(ref)) for ref in refs]
+    columns = (list(user_ids), named, numbered, [each.hex for each in ids], *map(list, zip(*messages, strict=True)))
+    # A null in the place of an array of nulls, which takes the driver longer than all the texts.
+    arrays = (column if any(value is not None for value in column) else None for column in columns)
+    return Query(_APPEND_BATCH, (*arrays, quota))
 
 
 # ---- load ---------------------------------------------------------------------------------------------------------

@@ -114,7 +114,7 @@ def _engine() -> engine_under_test.Engine | None:
 
 
 @pytest.fixture(scope="session")
-def template(postgres_url: str) -> Iterator[str]:
+def template_of_engine(postgres_url: str) -> Iterator[str]:
     """The name of a database that the real migrations were run in; each test gets a copy.
 
     On a cluster its tables are laid out over it.
@@ -131,6 +131,24 @@ def template_of_one_machine(postgres_url: str) -> Iterator[str]:
     """The same without a cluster."""
     with _migrated(postgres_url) as name:
         yield name
+
+
+@pytest.fixture(scope="module")
+def template(request: pytest.FixtureRequest) -> str:
+    """What a module makes copies of: of one machine where all of it is about something that a cluster has not."""
+    return _template_for(request)
+
+
+@pytest.fixture
+def template_of_the_test(request: pytest.FixtureRequest) -> str:
+    """The same for one test."""
+    return _template_for(request)
+
+
+def _template_for(request: pytest.FixtureRequest) -> str:
+    engine = _engine()
+    lacking = engine is not None and engine.lacks(request.node)
+    return str(request.getfixturevalue("template_of_one_machine" if lacking else "template_of_engine"))
 
 
 @contextmanager
@@ -152,13 +170,10 @@ def empty_database_url(postgres_url: str) -> Iterator[str]:
 
 
 @pytest.fixture
-def database_url(request: pytest.FixtureRequest, postgres_url: str) -> Iterator[str]:
+def database_url(postgres_url: str, template_of_the_test: str) -> Iterator[str]:
     """A database with the schema and no rows; of one machine for what a cluster has not."""
-    engine = _engine()
-    lacking = engine is not None and engine.lacks(request.node)
-    template = request.getfixturevalue("template_of_one_machine" if lacking else "template")
     name = f"chatledger_test_{secrets.token_hex(4)}"
-    run_sql(postgres_url, f"CREATE DATABASE {name} TEMPLATE {template}")
+    run_sql(postgres_url, f"CREATE DATABASE {name} TEMPLATE {template_of_the_test}")
     yield database_at(postgres_url, name)
     run_sql(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
 

@@ -8,7 +8,7 @@ import json
 import random
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ import pytest
 
 from chatledger.storage import ConversationStore, NewMessage, StorageError
 from chatledger.storage.errors import SequenceConflict
+from chatledger.storage.query import OWNED_BY
 from chatledger.storage.records import Conversation, Receipt
+from tests.lock_waits import looking, until_waiting
 from tests.writer_process import GATE, connect
 
 HELLO = NewMessage(role="user", content="hello")
@@ -75,26 +77,13 @@ def writers() -> Iterator[Writers]:
     started.end()
 
 
-async def until_waiting(url: str, number: int, tasks: Sequence[asyncio.Task[Any]]) -> None:
-    """Return when so many connections to this database wait for a lock; the tasks are still under way until then."""
-    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    watch = await connect(url)
-    try:
-        async with asyncio.timeout(30):
-            while await watch.fetchval(waiting) < number:
-                for task in tasks:
-                    assert not task.done(), task
-                await asyncio.sleep(0.01)
-    finally:
-        await watch.close()
-
-
 @asynccontextmanager
 async def held(url: str, table: str) -> AsyncIterator[None]:
-    """Hold row locks, so that what needs them gathers there, each statement with its view of the data taken."""
+    """Hold alice's row locks, so that what needs them gathers there, each statement with its view of the data taken."""
     blocker = await connect(url)
     try:
-        await blocker.execute(f"BEGIN; SELECT FROM chatledger.{table} FOR NO KEY UPDATE")
+        await blocker.execute("BEGIN")
+        await blocker.execute(f"SELECT FROM chatledger.{table} WHERE {OWNED_BY[table]} = 'alice' FOR NO KEY UPDATE")
         yield
     finally:
         await blocker.close()
@@ -103,12 +92,8 @@ async def held(url: str, table: str) -> AsyncIterator[None]:
 async def deadlocks(*stores: ConversationStore, url: str) -> int:
     """How many there were; the stores are closed, for a server process tells what it counted when it ends."""
     await asyncio.gather(*(store.aclose() for store in stores))
-    watch = await connect(url)
-    try:
-        found = await watch.fetchval("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
-        return int(found)
-    finally:
-        await watch.close()
+    async with looking(url) as count:
+        return await count("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
 
 
 async def test_64_writers_in_4_processes_make_one_order_without_a_gap(

@@ -14,6 +14,7 @@ import pytest
 from chatledger.storage import ConversationStore, NewMessage
 from chatledger.storage.errors import ConversationUnavailable, StorageError, Unavailable
 from tests.conftest import connect, run_sql
+from tests.lock_waits import until_waiting
 from tests.wire_proxy import Moment, WireProxy
 
 HELLO = NewMessage(role="user", content="hello")
@@ -74,15 +75,11 @@ async def test_an_append_that_is_cut_off_while_it_waits_is_stored_once(
     store: ConversationStore, proxy: WireProxy, database_url: str
 ) -> None:
     blocker = await connect(database_url)
-    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
-    await blocker.execute("BEGIN; SELECT FROM chatledger.conversations FOR UPDATE")
+    await blocker.execute("BEGIN; SELECT FROM chatledger.conversations WHERE user_id = 'alice' FOR UPDATE")
     task = asyncio.create_task(store.append_message("alice", 1, KEYED, expected_last_seq=0))
-    async with asyncio.timeout(10):
-        while await blocker.fetchval(waiting) < 1:
-            await turns(1)
-        proxy.cut_all()
-        while await blocker.fetchval(waiting) < 2:
-            await turns(1)
+    await until_waiting(database_url, 1, [task])
+    proxy.cut_all()
+    await until_waiting(database_url, 2, [task])
     await blocker.close()
     receipt = await task
     assert [(receipt.seq, receipt.id)] == [(m.seq, m.id) for m in await store.get_chat_history("alice", 1)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -13,6 +14,7 @@ import pytest
 from chatledger.server import cli
 from chatledger.storage import ConversationStore, NewMessage, distribution, row_security, schema
 from chatledger.storage.adoption import UsersTableRefused, adopt
+from chatledger.storage.errors import TooLarge, Unforeseen, translate
 from chatledger.storage.query import OWNED_BY
 from chatledger.storage.row_security import RowSecurityRefused
 from tests.conftest import connect, run_sql
@@ -21,6 +23,8 @@ from tests.host_application import Run, runner
 from tests.test_queries import BUSY, USER, samples
 
 HELLO = NewMessage(role="user", content="hello")
+# Of people who run a server, which have a connection to themselves; and the one that a cluster never gets.
+BULK = {"add_conversations", "add_erasures", "find_by_ids", "read_messages", "append_batch"}
 KEYS = [
     {"name": "conversations", "key": "of_user", "definition": "FOREIGN KEY (u)", "refers_to": "users"},
     {"name": "messages", "key": "of_conversation", "definition": "FOREIGN KEY (c)", "refers_to": "conversations"},
@@ -124,6 +128,29 @@ def test_what_an_engine_lacks_is_said_before_the_first_test() -> None:
     assert lines[-1] == "problem    the role may not create databases"
 
 
+@pytest.mark.parametrize("ref", [BUSY, 3], ids=["by id", "by number"])
+async def test_no_statement_of_a_call_makes_the_driver_ask_for_types(database_url: str, ref: UUID | int) -> None:
+    """It knows single values and arrays of text; anything else is a look at the catalog, slow where Citus guards it."""
+    connection = await connect(database_url)
+    unknown: set[tuple[str, str]] = set()
+    try:
+        for name, queries in samples(ref).items():
+            for query in queries if name not in BULK else ():
+                statement = await connection.prepare(query.sql)
+                types = [*statement.get_parameters(), *(column.type for column in statement.get_attributes())]
+                unknown |= {(name, each.name) for each in types if each.kind != "scalar" and each.name != "text[]"}
+    finally:
+        await connection.close()
+    assert unknown == set()
+
+
+def test_what_a_cluster_says_of_rows_that_are_copied_in_is_understood_by_its_sentence() -> None:
+    """It is an error without a code of its own: the constraint's name is all that is left."""
+    size = 'new row for relation "messages_102018" violates check constraint "messages_parts_size"'
+    assert isinstance(translate(asyncpg.InternalServerError(size)), TooLarge)
+    assert isinstance(translate(asyncpg.InternalServerError("some other thing")), Unforeseen)
+
+
 # ---- on a cluster --------------------------------------------------------------------------------------------------
 
 
@@ -156,7 +183,8 @@ async def test_rows_that_are_there_are_kept_and_leave_no_copy_behind(database_ur
     try:
         keys = await connection.fetch(
             "SELECT conname FROM pg_constraint WHERE contype = 'f' "
-            "AND connamespace = 'chatledger'::regnamespace ORDER BY conname"
+            "AND conrelid IN (SELECT to_regclass('chatledger.' || t) FROM unnest($1::text[]) t) ORDER BY conname",
+            list(OWNED_BY),
         )
         assert [key["conname"] for key in keys] == ["api_tokens_user", "conversations_user", "messages_conversation"]
         copies = "SELECT sum(pg_relation_size(oid)) FROM pg_class WHERE relname = ANY($1) AND relkind = 'r'"
@@ -186,6 +214,25 @@ async def test_every_statement_runs_on_a_cluster_but_the_gathered_one(database_u
     finally:
         await connection.close()
     assert refused == {"append_batch"}
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("ref", [BUSY, 3], ids=["by id", "by number"])
+async def test_what_a_user_reads_is_one_statement_on_one_node(database_url: str, ref: UUID | int) -> None:
+    connection = await connect(database_url)
+    asked = set()
+    try:
+        for name, queries in samples(ref).items():
+            for query in queries:
+                if query.about != "a user" or name == "cutoff" or re.search(r"\b(INSERT|UPDATE|DELETE)\b", query.sql):
+                    continue
+                (told,) = json.loads(await connection.fetchval(f"EXPLAIN (FORMAT JSON) {query.sql}", *query.args))
+                shards = told["Plan"]["Distributed Query"]
+                assert (list(shards), shards["Job"]["Task Count"]) == (["Job"], 1), name
+                asked.add(name)
+    finally:
+        await connection.close()
+    assert asked >= {"get_conversation", "list_conversations", "load_history", "load_message", "search_messages"}
 
 
 @pytest.mark.cluster

@@ -23,6 +23,7 @@ from chatledger.storage.records import Holdings
 from chatledger.storage.tokens import TokenStore
 from tests import dump
 from tests.conftest import database_at, run_sql
+from tests.engine_under_test import on_nodes
 from tests.postgres_processes import copied_root
 
 Run = Callable[..., tuple[int, str, str]]
@@ -87,17 +88,17 @@ def test_fifty_words_of_an_erased_user_are_in_no_table(command: Run, database_ur
     user, words, theirs = f"u{secrets.token_hex(8)}", unique_words(), unique_words()
     on(database_url, lambda store: tell(store, user, words))
     on(database_url, lambda store: tell(store, "bob", theirs))
-    run_sql(database_url, "ANALYZE")
-    before = dump.rows(database_url)
-    assert [word for word in [user, *words, *theirs] if word not in before] == []
+    nodes = on_nodes(database_url)
     statistics = "SELECT s::text AS told FROM pg_statistic s"
-    sampled = "".join(row["told"] for row in run_sql(database_url, statistics))
+    sampled = "".join(row["told"] for node in nodes for row in run_sql(node, "ANALYZE", statistics))
+    before = "\n".join(map(dump.rows, nodes))
+    assert [word for word in [user, *words, *theirs] if word not in before] == []
     assert any(word in sampled for word in words), "otherwise this shows nothing about statistics"
 
     code, out, _ = command("user", "erase", user, "--yes")
     assert (code, out) == (0, f"erased '{user}': 2 conversations, 86 messages\n")
 
-    after = dump.rows(database_url)
+    after = "\n".join(map(dump.rows, nodes))
     assert [word for word in [user, *words] if word in after] == []
     assert [word for word in theirs if word not in after] == []
     printed = dump.run("pg_dump", "--dbname", database_url).decode()
@@ -111,9 +112,11 @@ def test_fifty_words_of_an_erased_user_are_in_no_table(command: Run, database_ur
 def test_the_last_user_of_a_database_leaves_no_sample_either(command: Run, database_url: str) -> None:
     words = unique_words()
     on(database_url, lambda store: tell(store, "alice", words))
-    (server,) = run_sql(database_url, "ANALYZE", "SELECT current_setting('server_version_num')::integer AS version")
+    version = "SELECT current_setting('server_version_num')::integer AS version"
+    nodes = on_nodes(database_url)
+    server, *_ = [run_sql(node, "ANALYZE", version)[0] for node in nodes]
     assert command("user", "erase", "alice", "--yes")[0] == 0
-    after = dump.rows(database_url)
+    after = "\n".join(map(dump.rows, nodes))
     left = [word for word in words if word in after]
     assert bool(left) == (server["version"] < 180000), "what Postgres 15 to 17 cannot, the documentation says"
 

@@ -15,6 +15,7 @@ import pytest
 from chatledger.storage import ConversationStore
 from chatledger.storage.embedded import EmbeddedPostgres
 from tests.conftest import connect
+from tests.lock_waits import until_waiting
 from tests.postgres_processes import QUICK, ready_root
 from tests.reliability import faults, full_disk, kills
 from tests.reliability.checker import violations
@@ -112,9 +113,9 @@ async def test_an_append_that_waits_behind_a_slow_one_is_sent_when_that_has_ende
     conversation, _ = await store.create_conversation("alice")
     blocker: Any = await connect(database_url)
     try:
-        await blocker.execute("BEGIN; SELECT FROM chatledger.conversations FOR NO KEY UPDATE")
+        await blocker.execute("BEGIN; SELECT FROM chatledger.conversations WHERE user_id = 'alice' FOR NO KEY UPDATE")
         calls = [asyncio.create_task(store.append_message("alice", conversation.id, faults.keyed("1")))]
-        await faults.until_waiting(blocker, 1)
+        await until_waiting(database_url, 1)
         calls.append(asyncio.create_task(store.append_message("alice", conversation.id, faults.keyed("2"))))
         done, _ = await asyncio.wait(calls, timeout=0.1)
         assert not done

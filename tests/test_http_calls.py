@@ -74,7 +74,7 @@ def requests() -> list[tuple[dict[str, str | None], dict[str, Any]]]:
 async def answered(server: HttpServer) -> list[tuple[int, str | None, Any]]:
     told = []
     for extra, message in requests():
-        answer = await server.post(message, HEADERS | extra)
+        answer = await server.post(message, {**HEADERS, **extra})
         kind = answer.headers.get("content-type")
         told.append((answer.status, kind, answer.json() if kind == "application/json" else answer.body))
     return told

@@ -19,6 +19,7 @@ from chatledger.storage.engine import POOL_OVERFLOW, POOL_SIZE, Database
 from chatledger.storage.errors import Unavailable
 from chatledger.storage.source import ExternalDatabase
 from tests.conftest import connect
+from tests.lock_waits import until_waiting
 from tests.postgres_processes import postmaster_of
 from tests.reliability.doors import StdioDoor, StoreDoor
 from tests.reliability.history import Door, Receipt, Said, Unknown
@@ -173,15 +174,20 @@ async def exhausted(url: str, *, callers: int = 200) -> dict[str, Any]:
     """A pool of four, all of them stuck behind a lock: the other callers are told soon, and served when it is gone."""
     async with ConversationStore.at(url) as store:
         store.database = Database(ExternalDatabase(url), pool_size=2, pool_overflow=2)
-        stuck, _ = await store.create_conversation("alice", title="stuck")
+        stuck = [(await store.create_conversation("alice", title="stuck"))[0] for _ in range(2)]
         free, _ = await store.create_conversation("alice", title="free")
         blocker = await connect(url)
         try:
             await blocker.execute(
-                f"BEGIN; SELECT FROM chatledger.conversations WHERE id = '{stuck.id}' FOR NO KEY UPDATE"
+                "BEGIN; SELECT FROM chatledger.conversations WHERE user_id = 'alice' AND title = 'stuck' "
+                "FOR NO KEY UPDATE"
             )
-            held = [asyncio.create_task(store.append_message("alice", stuck.id, keyed(f"held {n}"))) for n in range(4)]
-            await until_waiting(blocker, 4)
+            held = [
+                asyncio.create_task(store.append_message("alice", each.id, keyed(f"held {n}")))
+                for n in range(2)  # one conversation alone never has all connections
+                for each in stuck
+            ]
+            await until_waiting(url, 4)
             times = await asyncio.gather(*(_ended(store, free.id, f"first {n}") for n in range(callers)))
             assert not any(task.done() for task in held)
         finally:
@@ -203,10 +209,20 @@ async def exhausted(url: str, *, callers: int = 200) -> dict[str, Any]:
     }
 
 
-async def until_waiting(watch: Any, number: int) -> None:
-    async with asyncio.timeout(10):
-        while await watch.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted") < number:
-            await asyncio.sleep(0.005)
+# Distributed Postgres adds no interval to a column itself.
+_MOVES = {
+    """
+    SELECT last_seq AS seq, updated_at AS moment FROM chatledger.conversations WHERE user_id = 'alice' AND id = $1
+    """: """
+    UPDATE chatledger.conversations SET updated_at = ($3::timestamptz[])[1]
+     WHERE user_id = 'alice' AND id = $1 AND last_seq = ANY($2::integer[])""",
+    """
+    SELECT seq, created_at AS moment FROM chatledger.messages WHERE user_id = 'alice' AND conversation_id = $1
+    """: """
+    UPDATE chatledger.messages m SET created_at = t.moment
+      FROM unnest($2::integer[], $3::timestamptz[]) AS t (seq, moment)
+     WHERE m.user_id = 'alice' AND m.conversation_id = $1 AND m.seq = t.seq""",
+}
 
 
 async def clock_jumps(url: str, seed: int, count: int) -> dict[str, Any]:
@@ -223,12 +239,10 @@ async def clock_jumps(url: str, seed: int, count: int) -> dict[str, Any]:
                 await store.append_message("alice", conversation.id, keyed(str(number)))
                 jump = chance.choice(jumps)
                 async with watch.transaction():
-                    for table, column, key in (
-                        ("conversations", "updated_at", "id"),
-                        ("messages", "created_at", "conversation_id"),
-                    ):
-                        move = f"UPDATE chatledger.{table} SET {column} = {column} + $1 WHERE {key} = $2"
-                        await watch.execute(move, jump, conversation.id)
+                    for look, move in _MOVES.items():
+                        found = await watch.fetch(look, conversation.id)
+                        moved = [row["moment"] + jump for row in found]
+                        await watch.execute(move, conversation.id, [row["seq"] for row in found], moved)
                 window = await store.load_history("alice", conversation.id, max_tokens=200_000)
                 assert [message.seq for message in window.messages] == list(range(1, number + 2))
                 assert [message.content for message in window.messages] == [str(n) for n in range(number + 1)]

@@ -1,0 +1,59 @@
+"""Turns at one row: of the calls that change it, half of a process's connections at the most wait for its lock.
+
+Who is sent to wait holds a connection while nothing happens. A row that many callers change, or that another process
+holds for a long time, would have them all, and calls about anything else would be told that none is free.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from chatledger.storage.connection_queue import ConnectionQueue
+    from chatledger.storage.query import Row
+
+
+class RowTurns:
+    """At most `each` turns at the same row at once, of calls that want connections of `queue`."""
+
+    def __init__(self, each: int, queue: ConnectionQueue) -> None:
+        self._each, self._queue = each, queue
+        self._turns: dict[Row, int] = {}  # of the rows that anybody changes at this moment
+        self._waiting: dict[Row, deque[asyncio.Future[None]]] = {}
+
+    async def take(self, row: Row) -> None:
+        """Return when it is this call's turn, in the order they came; it ends by `give`.
+
+        Raises:
+            Unavailable: the connections are stuck, or too many calls wait. Nothing was taken.
+        """
+        taken = self._turns.get(row, 0)
+        if taken < self._each:
+            self._turns[row] = taken + 1
+            return
+        turn = self._queue.turn()
+        self._waiting.setdefault(row, deque()).append(turn)
+        try:
+            await self._queue.wait(turn)
+        except BaseException:
+            if turn.done():
+                self.give(row)  # it came at the moment of giving up
+            else:
+                turn.cancel()  # `give` passes it over
+            raise
+
+    def give(self, row: Row) -> None:
+        """End a turn: the call that waits longest for this row has the next."""
+        waiting = self._waiting.get(row) if self._waiting else None
+        while waiting:
+            turn = waiting.popleft()
+            if not waiting:
+                del self._waiting[row]
+            if not turn.done():
+                turn.set_result(None)
+                return
+        taken = self._turns.pop(row) - 1
+        if taken:
+            self._turns[row] = taken
