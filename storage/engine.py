@@ -145,10 +145,12 @@ class Database:
         Raises:
             StorageError: what the database's answer means to a caller; Unavailable where the outcome is unknown.
         """
-        task = asyncio.create_task(self._deadline(self._attempts(query, repeatable, query.row), CALL_SECONDS))
+        answer: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+        work = self._deadline(self._attempts(query, repeatable, query.row), CALL_SECONDS)
+        task = asyncio.create_task(_told(answer, work))
         self._writing.add(task)
-        task.add_done_callback(self._written)
-        return await asyncio.shield(task)
+        task.add_done_callback(self._writing.discard)
+        return await answer  # `asyncio.shield` would do, a turn of the loop later
 
     def connections(self) -> tuple[int, int]:
         """How many connections of this process calls hold at this moment, and how many wait for calls."""
@@ -280,10 +282,20 @@ class Database:
         if task.cancelled() or task.exception() is not None:
             self._opening = None  # the next call tries anew
 
-    def _written(self, task: asyncio.Task[Any]) -> None:
-        self._writing.discard(task)
-        if not task.cancelled():
-            task.exception()  # a cancelled caller leaves nobody to look at it
+
+async def _told(answer: asyncio.Future[_T], work: Coroutine[Any, Any, _T]) -> None:
+    """Do the work, and say how it ended where somebody still waits: not where the caller was cancelled."""
+    try:
+        result = await work
+    except asyncio.CancelledError:
+        answer.cancel()
+        raise
+    except Exception as exc:  # noqa: BLE001  # it is the caller's
+        if not answer.done():
+            answer.set_exception(exc)
+    else:
+        if not answer.done():
+            answer.set_result(result)
 
 
 async def _state(connections: Connections) -> schema.SchemaState:
