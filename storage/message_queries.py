@@ -190,7 +190,8 @@ def append_batch(
     """
     named = [ref.hex if isinstance(ref, UUID) else None for ref in refs]
     numbered = [None if isinstance(ref, UUID) else str(a_number(ref)) for ref in refs]
-    columns = (list(user_ids), named, numbered, [each.hex for each in ids], *map(list, zip(*messages, strict=True)))
+    columns: list[list[str | None]] = [list(user_ids), named, numbered, [each.hex for each in ids]]
+    columns += [list(column) for column in zip(*messages, strict=True)]
     # A null in the place of an array of nulls, which takes the driver longer than all the texts.
     arrays = (column if any(value is not None for value in column) else None for column in columns)
     return Query(_APPEND_BATCH, (*arrays, quota))
