@@ -1,7 +1,8 @@
 """Appends of many callers at one moment, gathered: what arrives while others are on the wire goes out together.
 
-There is no timer. A lone caller waits for nobody and its message goes in a statement of its own; many share one round
-trip and one flush of the log. A receipt is given after the commit of the statement that held the message, as ever.
+There is no timer. A lone caller waits for nobody, nor do a few: their messages go in statements of their own. Many
+share one round trip and one flush of the log. A receipt is given after the commit of the statement that held the
+message, as ever.
 
 Each conversation is a lane: of one lane one statement at most is on the wire, for another would wait for its lock.
 """
@@ -59,6 +60,7 @@ class AppendBatcher:
         self._messages = self._chars = 0  # that wait
         self._in_flight = 0
         self._starting = self._closing = False
+        self._crowded = False  # as many waited last as are worth a statement for all
         self._tasks: set[asyncio.Task[None]] = set()  # the loop itself keeps none alive
         self._ends: deque[tuple[float, asyncio.Future[list[Any]]]] = deque()  # of those not answered, the first first
         self._timer: asyncio.TimerHandle | None = None
@@ -77,7 +79,8 @@ class AppendBatcher:
         if not self._database.may_gather():
             return await alone()
         lane = (user_id, conversation)
-        if not self._in_flight and not self._lanes:
+        few = not self._crowded and not self._ready and len(self._lanes) < SMALLEST and lane not in self._lanes
+        if few or not (self._in_flight or self._lanes):
             return await self._undisturbed(lane, alone)
         chars = sum(len(value) for value in message if value is not None)
         if self._messages >= WAITING_MESSAGES or self._chars + chars > WAITING_CHARS:
@@ -215,6 +218,7 @@ class AppendBatcher:
         batch = self._take()
         if not batch:
             return
+        self._crowded = len(batch) >= SMALLEST
         with self._place():
             self._go_on()
             lanes: dict[_Lane, list[_Waiting]] = {}
