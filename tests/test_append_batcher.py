@@ -75,8 +75,8 @@ async def test_callers_of_one_moment_share_a_statement_and_each_gets_its_own_rec
     receipts = await asyncio.gather(
         *(store.append_message(user, ref, replace(HELLO, content=text)) for user, _, text, ref in calls)
     )
-    # The first goes alone. Named in two ways a conversation has two lanes, and if these go in two statements at once, the
-    # one that finds it locked leaves its messages for later (9 to 13 statements seen).
+    # A few go alone. Named in two ways a conversation has two lanes, and if these go in two statements at once, the one
+    # that finds it locked leaves its messages for later (9 to 13 statements seen).
     assert len(counted.statements) <= 20
     for user in ids:
         for number in ids[user]:
