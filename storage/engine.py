@@ -146,10 +146,9 @@ class Database:
             StorageError: what the database's answer means to a caller; Unavailable where the outcome is unknown.
         """
         answer: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
-        work = self._deadline(self._attempts(query, repeatable, query.row), CALL_SECONDS)
-        task = asyncio.create_task(_told(answer, work))
+        task = asyncio.create_task(self._write(answer, query, repeatable))
         self._writing.add(task)
-        task.add_done_callback(self._writing.discard)
+        task.add_done_callback(partial(self._written, answer))
         return await answer  # `asyncio.shield` would do, a turn of the loop later
 
     def connections(self) -> tuple[int, int]:
@@ -203,6 +202,21 @@ class Database:
 
     async def _bounded(self, query: Query, *, repeatable: bool, seconds: float) -> list[Any]:
         return await self._deadline(self._attempts(query, repeatable), seconds)
+
+    async def _write(self, answer: asyncio.Future[list[Any]], query: Query, repeatable: bool) -> None:
+        """Run it, and say how it ended where somebody still waits: not where the caller was cancelled."""
+        try:
+            rows = await self._deadline(self._attempts(query, repeatable, query.row), CALL_SECONDS)
+        except Exception as exc:  # noqa: BLE001  # it is the caller's
+            if not answer.done():
+                answer.set_exception(exc)
+        else:
+            if not answer.done():
+                answer.set_result(rows)
+
+    def _written(self, answer: asyncio.Future[list[Any]], task: asyncio.Task[None]) -> None:
+        self._writing.discard(task)
+        answer.cancel()  # changes nothing, unless the task was cancelled: the database is being closed
 
     async def _deadline(self, work: Coroutine[Any, Any, _T], seconds: float) -> _T:
         try:
@@ -281,21 +295,6 @@ class Database:
     def _opened(self, task: asyncio.Task[_Open]) -> None:
         if task.cancelled() or task.exception() is not None:
             self._opening = None  # the next call tries anew
-
-
-async def _told(answer: asyncio.Future[_T], work: Coroutine[Any, Any, _T]) -> None:
-    """Do the work, and say how it ended where somebody still waits: not where the caller was cancelled."""
-    try:
-        result = await work
-    except asyncio.CancelledError:
-        answer.cancel()
-        raise
-    except Exception as exc:  # noqa: BLE001  # it is the caller's
-        if not answer.done():
-            answer.set_exception(exc)
-    else:
-        if not answer.done():
-            answer.set_result(result)
 
 
 async def _state(connections: Connections) -> schema.SchemaState:

@@ -177,6 +177,18 @@ async def test_closing_waits_for_what_a_cancelled_caller_had_sent(proxy: WirePro
     assert len(await asyncio.to_thread(run_sql, database_url, "SELECT FROM chatledger.messages")) == 1
 
 
+@pytest.mark.parametrize("begun", [False, True])
+async def test_closing_ends_a_write_that_waits_for_the_database(begun: bool) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        store = ConversationStore.at(f"postgresql://someone@127.0.0.1:{silent.getsockname()[1]}/none")
+        store.start()
+        call = asyncio.create_task(store.create_conversation("alice"))
+        await turns(20 if begun else 1)
+        await asyncio.wait_for(store.aclose(), 10)
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(call, 10)
+
+
 async def test_300_cancels_at_random_moments_leave_the_pool_whole(store: ConversationStore, proxy: WireProxy) -> None:
     chance, proxy.delay = random.Random(7), 0.001
     for user in ("alice", "bob"):
