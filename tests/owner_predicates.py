@@ -234,10 +234,12 @@ def _of_messages(owner: Owner) -> Iterator[Question]:
                 yield _of(f"append to {ref} by {key}", partial(append, ref=ref, key=key, many=many), reads=False)
 
     async def gathered(store: ConversationStore, key: str) -> object:
-        # Two to a conversation, so that they go together; each conversation by one name, so that they go in order.
+        # So many to a conversation that they go together; each conversation by one name, so that they go in order.
         refs = (1, UUID(owner.namesakes[0]), 3, UUID(owner.conversations[0]))
         said = [
-            (ref, NewMessage(role="user", content="mine", client_message_id=by)) for by in ("x", key) for ref in refs
+            (ref, NewMessage(role="user", content="mine", client_message_id=by))
+            for by in ("x", key, "y", "z", None)
+            for ref in refs
         ]
         receipts = await asyncio.gather(
             *(store.append_message(PROBER, ref, message) for ref, message in said), return_exceptions=True

@@ -151,7 +151,7 @@ SECOND_FENCES: dict[tuple[str, str], str] = {
     ("erase_user", "DELETE FROM chatledger.users u USING had h WHERE [u.id = $1] AND u.id = h.user_id"): _COUNTED,
     ("replay_erasure", "WHERE [u.id = $1] GROUP BY u.id"): _COUNTED,
     ("replay_erasure", "WHERE [u.id = $1] AND u.id = h.user_id AND u.created_at <= l.erased_at"): _COUNTED,
-    ("append_batch", "WHERE [c.user_id = x.user_id] AND c.number = x.number))"): _SENT_ALONE,
+    ("append_batch", "WHERE [c.user_id = x.user_id] AND c.number = x.number::bigint))"): _SENT_ALONE,
     ("append_batch", "JOIN head h ON [h.user_id = t.user_id] AND h.id = t.conversation_id"): _SENT_ALONE,
     ("append_batch", ""): _SENT_ALONE,
 }
