@@ -27,6 +27,7 @@ from mcp.types import (
     Result,
 )
 from pydantic import ValidationError
+from pydantic_core import from_json
 
 from chatledger.server import errors
 from chatledger.server.admission import Admission, Rate
@@ -87,7 +88,7 @@ class LedgerServer(MCPServer[Any]):
             elif name == "append_message":
                 call.messages = 1
             elif name == "append_messages":
-                call.messages = len(arguments["messages"])
+                call.messages = _count(arguments["messages"])
             return result
 
     async def _call_tool(
@@ -185,6 +186,11 @@ class LedgerServer(MCPServer[Any]):
     def _argument_names(self, tool: str) -> list[str]:
         schema = self.input_schema(tool) or {}
         return list(schema.get("properties", ()))
+
+
+def _count(messages: Any) -> int:
+    """How many an accepted argument holds: a client may send the array as text."""
+    return len(from_json(messages) if isinstance(messages, str) else messages)
 
 
 def make_server(

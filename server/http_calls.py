@@ -64,7 +64,7 @@ class ToolCalls:
             await self._app(scope, receive, send)
             return
         texts: list[str] = []
-        answers.ON_STAND_IN.set(texts.append)
+        noting = answers.ON_STAND_IN.set(texts.append)
         status = 200
         answer: dict[str, Any] = {"jsonrpc": "2.0", "id": call.id}
         try:
@@ -77,6 +77,8 @@ class ToolCalls:
             answer["error"] = error.model_dump(by_alias=True, mode="json", exclude_none=True)
             if call.version in MODERN_PROTOCOL_VERSIONS:
                 status = ERROR_CODE_HTTP_STATUS.get(error.code, 200)
+        finally:
+            answers.ON_STAND_IN.reset(noting)  # the next request of a connection may begin in this one's context
         body = b"".join(answers.completed(to_json(answer), texts[0])) if texts else to_json(answer)
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": status, "headers": headers})

@@ -31,6 +31,7 @@ SHARED_FROM = 16  # to be shared out over several batches more must wait; below,
 IN_FLIGHT = 4  # batches at once; best from 4 to 256 callers (measured)
 BATCH_CHARS = 4_000_000  # of one batch (chosen: a few of the largest messages, some ten thousand usual ones)
 WAITING_MESSAGES, WAITING_CHARS = 10_000, 64_000_000  # of one process (chosen: a second's work, a bounded memory)
+MANY_ENDS = 1_000  # answers that are kept before those that were given are looked for (chosen: a few calls' worth)
 # Seconds after which what is on the wire no longer keeps others from being sent: it waits for a lock, or for a database
 # that has stopped, which the queue for connections sees to (chosen: above a distant database's round trip).
 PLACE_SECONDS = 0.25
@@ -63,6 +64,7 @@ class AppendBatcher:
         self._crowded = False  # as many waited last as are worth a statement for all
         self._tasks: set[asyncio.Task[None]] = set()  # the loop itself keeps none alive
         self._ends: deque[tuple[float, asyncio.Future[list[Any]]]] = deque()  # of those not answered, the first first
+        self._many_ends = MANY_ENDS
         self._timer: asyncio.TimerHandle | None = None
 
     async def append(
@@ -106,6 +108,10 @@ class AppendBatcher:
                 await asyncio.wait(self._tasks)
         finally:
             self._closing = False
+            self._ends.clear()
+            if self._timer is not None:  # the next use may be on another loop
+                self._timer.cancel()
+                self._timer = None
 
     # ---- deadlines -------------------------------------------------------------------------------------------------
 
@@ -115,6 +121,9 @@ class AppendBatcher:
         answer: asyncio.Future[list[Any]] = loop.create_future()
         while self._ends and self._ends[0][1].done():
             self._ends.popleft()
+        if len(self._ends) >= self._many_ends:  # behind one that waits for long
+            self._ends = deque(end for end in self._ends if not end[1].done())
+            self._many_ends = max(MANY_ENDS, 2 * len(self._ends))
         self._ends.append((loop.time() + engine.CALL_SECONDS, answer))
         if self._timer is None:
             self._timer = loop.call_at(self._ends[0][0], self._end)

@@ -10,13 +10,21 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING
 
+from chatledger.storage.errors import Unavailable
+
 if TYPE_CHECKING:
     from chatledger.storage.connection_queue import ConnectionQueue
     from chatledger.storage.query import Row
 
 
+HELD_SECONDS = 10.0  # a call waits so long for its turn (chosen: twice as long as one waits for the row's lock itself)
+
+
 class RowTurns:
-    """At most `each` turns at the same row at once, of calls that want connections of `queue`."""
+    """At most `each` turns at the same row at once, of calls that want connections of `queue`.
+
+    A conversation that calls name in two ways, by its id and its number, has turns for either.
+    """
 
     def __init__(self, each: int, queue: ConnectionQueue) -> None:
         self._each, self._queue = each, queue
@@ -27,7 +35,7 @@ class RowTurns:
         """Return when it is this call's turn, in the order they came; it ends by `give`.
 
         Raises:
-            Unavailable: the connections are stuck, or too many calls wait. Nothing was taken.
+            Unavailable: the row is held for long, the connections are stuck, or too many calls wait. Nothing was taken.
         """
         taken = self._turns.get(row, 0)
         if taken < self._each:
@@ -36,12 +44,15 @@ class RowTurns:
         turn = self._queue.turn()
         self._waiting.setdefault(row, deque()).append(turn)
         try:
-            await self._queue.wait(turn)
-        except BaseException:
+            async with asyncio.timeout(HELD_SECONDS):
+                await self._queue.wait(turn)
+        except BaseException as exc:
             if turn.done():
                 self.give(row)  # it came at the moment of giving up
             else:
                 turn.cancel()  # `give` passes it over
+            if isinstance(exc, TimeoutError):
+                raise Unavailable("what it would change is held by other calls; try again shortly") from None
             raise
 
     def give(self, row: Row) -> None:

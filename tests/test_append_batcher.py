@@ -252,3 +252,19 @@ async def test_no_batch_is_larger_than_it_may_be(store: ConversationStore, monke
     await asyncio.gather(*(store.append_message("bob", 1, replace(HELLO, content="x" * 60)) for _ in range(9)))
     assert len(counted.statements) == 14
     assert [len(await contents(store, user)) for user in ("alice", "bob")] == [33, 9]
+
+
+async def test_the_answers_behind_one_that_waits_are_not_kept(
+    store: ConversationStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batcher = store._batcher
+    monkeypatch.setattr(append_batcher, "MANY_ENDS", 10)
+    batcher._many_ends = 10
+    waiting = batcher._answer_in_time()
+    for _ in range(500):
+        batcher._answer_in_time().set_result([])
+    assert len(batcher._ends) <= 21
+    assert batcher._ends[0][1] is waiting
+    async with batcher.closing():
+        pass
+    assert (len(batcher._ends), batcher._timer) == (0, None), "the next use may be on another loop"

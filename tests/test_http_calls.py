@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from typing import Any
 
 import pytest
 
 from chatledger.server import http_calls
 from chatledger.storage import ConversationStore, NewMessage
-from tests.http_server import HEADERS, META, MODERN, HttpServer, call, serving
+from tests.http_server import HEADERS, META, MODERN, PATIENCE, HttpServer, call, serving
 
 OLDER = ("2025-11-25", "2025-03-26", None)
 
@@ -103,3 +105,25 @@ async def test_an_answer_is_the_one_that_the_sdk_gives(database_url: str, monkey
         assert one == other, request
     # All calls in each revision; of the others one with a text as its id, one with a progress token, one for any type.
     assert sum(straight) == 4 * len(CALLS) + 3, list(zip(straight, requests(), strict=True))
+
+
+async def test_the_next_request_of_a_connection_is_answered_whole(database_url: str) -> None:
+    """It may begin inside the one before it, and in its context."""
+    straight = headers("2025-11-25", "")
+    message = json.dumps(call("tools/call", CALLS[0])).encode()
+
+    def raw(port: int, more: dict[str, str | None]) -> bytes:
+        sent = {"host": f"127.0.0.1:{port}", "content-length": str(len(message)), **HEADERS, **more}
+        lines = ["POST /mcp HTTP/1.1", *(f"{name}: {value}" for name, value in sent.items()), "", ""]
+        return "\r\n".join(lines).encode() + message
+
+    async with serving(database_url) as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        to_the_sdk = straight | {"content-type": "application/json; charset=utf-8"}
+        writer.write(raw(server.port, straight) + raw(server.port, to_the_sdk))
+        for _ in range(2):
+            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE)
+            length = int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0])
+            result = json.loads(await reader.readexactly(length))["result"]
+            assert result["structuredContent"] == json.loads(result["content"][0]["text"]) == {"conversations": []}
+        writer.close()

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from chatledger.server import app
 from chatledger.server.app import LedgerServer
 from chatledger.server.metrics import Metrics
 from chatledger.server.observing import Call, CallLog, Observers
@@ -64,6 +65,11 @@ async def test_a_line_for_each_call_says_who_by_a_digest_what_and_how_it_ended(
     assert CANARY not in "".join(lines)
     assert "alice" not in "".join(lines)
     assert CANARY not in caplog.text
+
+
+def test_messages_are_counted_also_where_a_client_sends_them_as_text() -> None:
+    assert app._count([{"role": "user", "content": "hello"}] * 2) == 2
+    assert app._count('[{"role": "user", "content": "hello"}]') == 1
 
 
 async def test_figures_count_calls_by_tool_and_code_and_hold_no_text(database_url: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from chatledger.storage import ConversationStore, NewMessage, connection_queue
+from chatledger.storage import ConversationStore, NewMessage, connection_queue, row_turns
 from chatledger.storage.connection_queue import ConnectionQueue
 from chatledger.storage.errors import Unavailable
 from chatledger.storage.row_turns import RowTurns
@@ -39,6 +39,16 @@ async def test_a_row_has_so_many_turns_at_once_and_the_others_come_in_order() ->
         turns.give(ROW)
         await asyncio.wait_for(calls[served - 1], 1)
         assert sum(call.done() for call in calls) == served
+
+
+async def test_who_waits_long_for_a_row_is_told_that_nothing_was_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_turns, "HELD_SECONDS", 0.05)
+    turns = at_most(1)
+    await turns.take(ROW)
+    with pytest.raises(Unavailable, match="held by other calls"):
+        await turns.take(ROW)
+    turns.give(ROW)
+    await asyncio.wait_for(turns.take(ROW), 1)
 
 
 async def test_a_row_that_nobody_changes_is_forgotten() -> None:

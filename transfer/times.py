@@ -8,6 +8,7 @@ from typing import Any
 
 # The smallest number taken for milliseconds (chosen): as seconds it lies in the year 5138, as milliseconds in 1973.
 _MILLISECONDS = 100_000_000_000
+_LAST_YEAR = 9_000
 # Eight digits are a date without hyphens, 20240131; as seconds they would lie before 1973.
 _NUMBER = re.compile(r"\d{9,}(\.\d+)?")
 
@@ -16,7 +17,8 @@ def parse_time(value: Any) -> datetime | None:
     """The time in UTC; None where the source gives none that can be believed.
 
     Understood are seconds and milliseconds since 1970, as numbers or in a string, and ISO 8601 with `Z`, an offset, or
-    no zone, which is taken for UTC. Zero and what lies before 1970 are what programs write for "unknown".
+    no zone, which is taken for UTC. Zero and what lies before 1970 are what programs write for "unknown",
+    and so is the end of the calendar, which in zones further east is beyond it.
     """
     try:
         if isinstance(value, str):
@@ -24,10 +26,11 @@ def parse_time(value: Any) -> datetime | None:
             if not _NUMBER.fullmatch(text):
                 time = datetime.fromisoformat(text)
                 time = time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
-                return time if time.year >= 1970 else None
+                return time if 1970 <= time.year < _LAST_YEAR else None
             value = float(text)
         if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
             return None
-        return datetime.fromtimestamp(value / 1000 if value >= _MILLISECONDS else value, UTC)
+        time = datetime.fromtimestamp(value / 1000 if value >= _MILLISECONDS else value, UTC)
+        return time if time.year < _LAST_YEAR else None
     except (ValueError, OverflowError, OSError):  # no date, or one that is out of range, NaN and infinity included
         return None
