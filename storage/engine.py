@@ -134,7 +134,8 @@ class Database:
         Raises:
             StorageError: what the database's answer means to a caller.
         """
-        return await self._bounded(query, repeatable=True, seconds=CALL_SECONDS if seconds is None else seconds)
+        attempts = self._attempts(query, repeatable=True)
+        return await self._deadline(attempts, CALL_SECONDS if seconds is None else seconds)
 
     async def write(self, query: Query, *, repeatable: bool) -> list[Any]:
         """The rows of a statement that changes something, in a step that a cancelled caller does not interrupt.
@@ -199,9 +200,6 @@ class Database:
         return (await self._deadline(self._ready(), CALL_SECONDS)).state.cursor_secret
 
     # ---- one statement ---------------------------------------------------------------------------------------------
-
-    async def _bounded(self, query: Query, *, repeatable: bool, seconds: float) -> list[Any]:
-        return await self._deadline(self._attempts(query, repeatable), seconds)
 
     async def _write(self, answer: asyncio.Future[list[Any]], query: Query, repeatable: bool) -> None:
         """Run it, and say how it ended where somebody still waits: not where the caller was cancelled."""

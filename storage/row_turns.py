@@ -7,6 +7,8 @@ holds for a long time, would have them all, and calls about anything else would 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -17,7 +19,9 @@ if TYPE_CHECKING:
     from chatledger.storage.query import Row
 
 
-HELD_SECONDS = 10.0  # a call waits so long for its turn (chosen: twice as long as one waits for the row's lock itself)
+# Seconds in which nobody had a turn at a row, after which a waiting call gives up (chosen: twice as long as one waits
+# for the row's lock itself). As long as turns go round a call waits, however many came before it.
+HELD_SECONDS = 10.0
 
 
 class RowTurns:
@@ -30,6 +34,7 @@ class RowTurns:
         self._each, self._queue = each, queue
         self._turns: dict[Row, int] = {}  # of the rows that anybody changes at this moment
         self._waiting: dict[Row, deque[asyncio.Future[None]]] = {}
+        self._moved: dict[Row, float] = {}  # when those that wait last saw one of them have its turn
 
     async def take(self, row: Row) -> None:
         """Return when it is this call's turn, in the order they came; it ends by `give`.
@@ -41,18 +46,21 @@ class RowTurns:
         if taken < self._each:
             self._turns[row] = taken + 1
             return
-        turn = self._queue.turn()
+        came, turn = time.monotonic(), self._queue.turn()
         self._waiting.setdefault(row, deque()).append(turn)
         try:
-            async with asyncio.timeout(HELD_SECONDS):
-                await self._queue.wait(turn)
-        except BaseException as exc:
+            while not turn.done():
+                left = max(self._moved.get(row, came), came) + HELD_SECONDS - time.monotonic()
+                if left <= 0:
+                    raise Unavailable("what it would change is held by other calls; try again shortly")
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(left):
+                        await self._queue.wait(turn, came)
+        except BaseException:
             if turn.done():
                 self.give(row)  # it came at the moment of giving up
             else:
                 turn.cancel()  # `give` passes it over
-            if isinstance(exc, TimeoutError):
-                raise Unavailable("what it would change is held by other calls; try again shortly") from None
             raise
 
     def give(self, row: Row) -> None:
@@ -64,7 +72,12 @@ class RowTurns:
                 del self._waiting[row]
             if not turn.done():
                 turn.set_result(None)
+                if waiting:
+                    self._moved[row] = time.monotonic()
+                else:
+                    self._moved.pop(row, None)
                 return
+        self._moved.pop(row, None)
         taken = self._turns.pop(row) - 1
         if taken:
             self._turns[row] = taken

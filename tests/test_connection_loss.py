@@ -248,7 +248,9 @@ async def test_a_database_that_stays_absent_is_unavailable_and_used_as_soon_as_i
             began = time.monotonic()
             with pytest.raises(Unavailable, match="the database cannot be reached; `chatledger doctor`") as refused:
                 await store.create_conversation("alice")
-            assert time.monotonic() - began < 3
+            assert (
+                time.monotonic() - began < 10
+            )  # far below the 20 s for which a call would wait for a database that starts
             assert str(port) not in refused.value.message
         async with proxy:
             assert (await store.create_conversation("alice"))[0].number == 1

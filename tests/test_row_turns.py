@@ -51,6 +51,19 @@ async def test_who_waits_long_for_a_row_is_told_that_nothing_was_sent(monkeypatc
     await asyncio.wait_for(turns.take(ROW), 1)
 
 
+async def test_who_waits_long_behind_others_that_have_their_turns_is_not_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(row_turns, "HELD_SECONDS", 0.2)
+    turns = at_most(1)
+    calls = await started(turns, 8)
+    for call in calls:
+        await asyncio.wait_for(call, 5)
+        await asyncio.wait(calls, timeout=0.1)  # in all four times as long as a row may be held
+        turns.give(ROW)
+    assert (turns._turns, turns._waiting, turns._moved) == ({}, {}, {})
+
+
 async def test_a_row_that_nobody_changes_is_forgotten() -> None:
     turns = at_most(1)
     calls = await started(turns, 3)
