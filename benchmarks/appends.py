@@ -10,7 +10,6 @@ figure is the median of the rounds' ratios, with their range.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import os
 import statistics
@@ -106,10 +105,9 @@ async def measure(url: str, rounds: int, seconds: float) -> list[dict[str, Any]]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = results.parser(__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=0.5, help="of one side of a round")
-    parser.add_argument("--short", action="store_true", help="only to show that it works")
     args = parser.parse_args()
     load = os.getloadavg()[0]
     print("| what | ratio, median (range) | p50 ms |\n|---|---|---|")

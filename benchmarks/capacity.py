@@ -9,7 +9,6 @@ memory. It says nothing of Neon's network and storage, which nobody has measured
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import os
 from collections.abc import Awaitable, Callable
@@ -124,9 +123,8 @@ def print_sizes(found: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = results.parser(__doc__)
     parser.add_argument("--messages", type=int, default=200_000)
-    parser.add_argument("--short", action="store_true", help="only to show that it works")
     args = parser.parse_args()
     load = os.getloadavg()[0]
     print("| call | CPU of Postgres, us | bytes of its log |\n|---|---|---|")

@@ -8,7 +8,6 @@ one process. The medians must lie within 5 % or 0.2 ms of each other (the bad-in
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import os
 import statistics
@@ -63,9 +62,8 @@ async def measure(url: str, loads: int) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = results.parser(__doc__)
     parser.add_argument("--loads", type=int, default=2_000, help="of each kind")
-    parser.add_argument("--short", action="store_true", help="only to show that it works")
     args = parser.parse_args()
     load = os.getloadavg()[0]
     print("| a conversation | foreign, median ms | absent | apart | 5 % or 0.2 ms |\n|---|---|---|---|---|")

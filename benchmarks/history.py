@@ -9,7 +9,6 @@ be, and the tool through the SDK's own client. Alternatives alternate in rounds;
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import os
@@ -102,9 +101,8 @@ async def measure(folder: str, rounds: int) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = results.parser(__doc__)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--short", action="store_true", help="only to show that it works")
     args = parser.parse_args()
     load = os.getloadavg()[0]
     print("| a history of 1,000 messages | over fetch and orjson | p50 ms |\n|---|---|---|")

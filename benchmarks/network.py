@@ -8,7 +8,6 @@ trips. Each tool is called through the SDK's client, on connections that are war
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import os
 import statistics
@@ -81,10 +80,9 @@ async def measure_at(url: str, how: str, folder: Path | None, milliseconds: floa
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = results.parser(__doc__)
     parser.add_argument("--milliseconds", type=float, default=20.0, help="of a round trip that are added")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--short", action="store_true", help="only to show that it works")
     args = parser.parse_args()
     load = os.getloadavg()[0]
     print("| tool | connected | round trips | time, in added round trips |\n|---|---|---|---|")

@@ -145,10 +145,9 @@ async def measure(rounds: int, calls: int) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = results.parser(__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--calls", type=int, default=1024, help="of one side of a round")
-    parser.add_argument("--short", action="store_true", help="only to show that it works")
     parser.add_argument("--serve-nothing", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve_nothing:

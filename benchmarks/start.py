@@ -9,7 +9,6 @@ of the process; compare them with the control, a bare interpreter that imports t
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -120,9 +119,8 @@ def one_round(folder: Path) -> dict[str, float]:
 
 def main() -> None:
     """Print the median and the range of each figure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = results.parser(__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--short", action="store_true", help="only to show that it works")
     args = parser.parse_args()
     load = os.getloadavg()[0]
     control()  # writes the bytecode

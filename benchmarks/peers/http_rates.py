@@ -13,7 +13,6 @@ a core it took is told, for it shares the machine with the server and Postgres.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import os
@@ -230,11 +229,10 @@ def _ratio(ratios: Iterable[float]) -> list[float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = results.parser(__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0, help="of one server in one round")
     parser.add_argument("--stores", nargs="+", choices=list(SERVED), default=list(SERVED), help="besides chatledger")
-    parser.add_argument("--short", action="store_true", help="only to show that it works")
     args = parser.parse_args()
     load = os.getloadavg()[0]
     names = [OURS, *(name for name in args.stores if name != OURS)]

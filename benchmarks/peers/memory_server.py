@@ -11,7 +11,6 @@ median of the rounds' with their range.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import os
@@ -169,9 +168,8 @@ async def _at_once(servers: tuple[Server, Server], what: str, names: list[str]) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = results.parser(__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--short", action="store_true", help="only to show that it works")
     args = parser.parse_args()
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as name:

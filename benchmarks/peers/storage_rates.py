@@ -11,7 +11,6 @@ that is there.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import os
 import statistics
@@ -264,12 +263,11 @@ async def measure(url: str, names: list[str], sizes: Sizes) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = results.parser(__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0, help="of many tasks on one store in one round")
     parser.add_argument("--list", type=int, default=10_000, help="conversations to list the first of")
     parser.add_argument("--stores", nargs="+", choices=list(STORES), default=list(STORES), help="besides chatledger")
-    parser.add_argument("--short", action="store_true", help="only to show that it works")
     args = parser.parse_args()
     sizes = Sizes(args.rounds, args.seconds, 20, (0, 1_000, 5_000), (100, 1_000), args.list)
     if args.short:
