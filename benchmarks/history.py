@@ -1,6 +1,6 @@
 """What does a history of a thousand messages cost over fetching its rows and writing them as JSON?
 
-uv run --group check python -m benchmarks.history [--rounds 15] [--short]
+uv run python -m benchmarks.history [--rounds 15] [--short]
 
 The floor is asyncpg's `fetch` of the same rows by the same index, and orjson's `dumps` of them as dictionaries. Beside
 it: the store's window, the store's window as the tool's JSON, the tool over stdio read by the least client there can
