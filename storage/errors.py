@@ -191,10 +191,9 @@ _EXTENSION = {  # raised by the migrations with the extension's name
     ),
 }
 _SIZES = {
-    "conversations_metadata_size": ("metadata", limits.METADATA_BYTES),
-    "messages_metadata_size": ("metadata", limits.METADATA_BYTES),
-    "messages_tool_calls_size": ("tool_calls", limits.STORED_JSON_BYTES),
-    "messages_parts_size": ("parts", limits.STORED_JSON_BYTES),
+    "metadata_size": ("metadata", limits.METADATA_BYTES),
+    "tool_calls_size": ("tool_calls", limits.STORED_JSON_BYTES),
+    "parts_size": ("parts", limits.STORED_JSON_BYTES),
 }
 # A user who is not in the adopted table, and an id that cannot be: it is not the text of a key.
 _OF_THE_HOST = frozenset({"users_app_user", "users_app_user_form"})

@@ -146,7 +146,7 @@ async def test_no_statement_of_a_call_makes_the_driver_ask_for_types(database_ur
 
 def test_what_a_cluster_says_of_rows_that_are_copied_in_is_understood_by_its_sentence() -> None:
     """It is an error without a code of its own: the constraint's name is all that is left."""
-    size = 'new row for relation "messages_102018" violates check constraint "messages_parts_size"'
+    size = 'value for domain chatledger.parts violates check constraint "parts_size"'
     assert isinstance(translate(asyncpg.InternalServerError(size)), TooLarge)
     assert isinstance(translate(asyncpg.InternalServerError("some other thing")), Unforeseen)
 

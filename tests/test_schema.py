@@ -22,11 +22,11 @@ from chatledger.storage.models import SCHEMA, metadata
 from tests.conftest import connect, run_sql
 
 COLUMNS = """
-SELECT table_name, column_name, data_type, is_nullable, column_default
+SELECT table_name, column_name, data_type, domain_name, is_nullable, column_default
   FROM information_schema.columns WHERE table_schema = 'chatledger' ORDER BY 1, 2
 """
 CONSTRAINTS = """
-SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid)
+SELECT coalesce(nullif(conrelid, 0)::regclass::text, contypid::regtype::text), conname, pg_get_constraintdef(oid)
   FROM pg_constraint WHERE connamespace = 'chatledger'::regnamespace AND contype <> 'n' ORDER BY 1, 2
 """
 INDEXES = "SELECT tablename, indexname, indexdef FROM pg_indexes WHERE schemaname = 'chatledger' ORDER BY 1, 2"

@@ -5,9 +5,13 @@ Revision: 0001, the first
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects.postgresql import CreateDomainType
+from sqlalchemy.types import TypeEngine
 
 revision = "0001"
 down_revision = None
@@ -16,11 +20,43 @@ depends_on = None
 
 SCHEMA = "chatledger"
 NOW = sa.text("statement_timestamp()")
-# The bytes of compact JSON: without the spaces that jsonb prints.
-METADATA_SIZE = (
-    "jsonb_typeof(metadata) = 'object' AND "
-    "octet_length(replace(replace(metadata::text, '\": ', '\":'), ', ', ',')) <= 16384"
-)
+# What a single value must be: the base type, the constraint's name and the constraint of each domain.
+DOMAINS: dict[str, tuple[TypeEngine[Any], str, str]] = {
+    "title": (sa.Text(), "title_length", "char_length(VALUE) BETWEEN 1 AND 200"),
+    "key": (sa.Text(), "key_length", "char_length(VALUE) BETWEEN 1 AND 128"),
+    "client_message_id": (sa.Text(), "client_message_id_length", "char_length(VALUE) BETWEEN 1 AND 128"),
+    "number": (sa.BigInteger(), "number_positive", "VALUE > 0"),
+    "seq": (sa.Integer(), "seq_positive", "VALUE > 0"),
+    "last_seq": (sa.Integer(), "last_seq_not_negative", "VALUE >= 0"),
+    "role": (sa.Text(), "role_known", "VALUE IN ('user', 'assistant', 'system', 'tool')"),
+    "content": (sa.Text(), "content_length", "char_length(VALUE) <= 1000000"),
+    "tool_calls": (
+        postgresql.JSONB(),
+        "tool_calls_size",
+        "jsonb_typeof(VALUE) = 'array' AND octet_length(VALUE::text) <= 4194304",
+    ),
+    "parts": (
+        postgresql.JSONB(),
+        "parts_size",
+        "jsonb_typeof(VALUE) = 'array' AND octet_length(VALUE::text) <= 4194304",
+    ),
+    # The bytes of compact JSON: without the spaces that jsonb prints.
+    "metadata": (
+        postgresql.JSONB(),
+        "metadata_size",
+        (
+            "jsonb_typeof(VALUE) = 'object' AND "
+            "octet_length(replace(replace(VALUE::text, '\": ', '\":'), ', ', ',')) <= 16384"
+        ),
+    ),
+}
+
+
+def _type(name: str) -> postgresql.DOMAIN:
+    """A domain as the type of a column."""
+    base, constraint, check = DOMAINS[name]
+    return postgresql.DOMAIN(name, base, constraint_name=constraint, check=check, schema=SCHEMA, create_type=False)
+
 
 # The text by which search finds messages: a filler letter around each character of scripts that write no spaces, so
 # that single ones and pairs of them are trigrams as well.
@@ -68,6 +104,8 @@ END $chatledger$
 def upgrade() -> None:
     for name in ("btree_gin", "pg_trgm"):
         op.execute(EXTENSION.format(name=name))
+    for name in DOMAINS:
+        op.execute(CreateDomainType(_type(name)))
     op.create_table(
         "users",
         sa.Column("id", sa.Text(), nullable=False),
@@ -83,26 +121,20 @@ def upgrade() -> None:
         "conversations",
         sa.Column("user_id", sa.Text(), nullable=False),
         sa.Column("id", sa.Uuid(), nullable=False),
-        sa.Column("number", sa.BigInteger(), nullable=False),
-        sa.Column("key", sa.Text()),
-        sa.Column("title", sa.Text()),
-        sa.Column("metadata", postgresql.JSONB()),
-        sa.Column("last_seq", sa.Integer(), nullable=False, server_default=sa.text("0")),
+        sa.Column("number", _type("number"), nullable=False),
+        sa.Column("key", _type("key")),
+        sa.Column("title", _type("title")),
+        sa.Column("metadata", _type("metadata")),
+        sa.Column("last_seq", _type("last_seq"), nullable=False, server_default=sa.text("0")),
         sa.Column("archived_at", sa.DateTime(timezone=True)),
         sa.Column("forked_from_id", sa.Uuid()),
-        sa.Column("forked_from_seq", sa.Integer()),
+        sa.Column("forked_from_seq", _type("last_seq")),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, server_default=NOW),
         sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False, server_default=NOW),
         sa.PrimaryKeyConstraint("user_id", "id", name="conversations_pkey"),
         sa.UniqueConstraint("user_id", "number", name="conversations_number"),
         sa.ForeignKeyConstraint(["user_id"], [f"{SCHEMA}.users.id"], name="conversations_user", ondelete="CASCADE"),
-        sa.CheckConstraint("char_length(key) BETWEEN 1 AND 128", name="conversations_key_length"),
-        sa.CheckConstraint("char_length(title) BETWEEN 1 AND 200", name="conversations_title_length"),
-        sa.CheckConstraint(METADATA_SIZE, name="conversations_metadata_size"),
-        sa.CheckConstraint("number > 0 AND last_seq >= 0", name="conversations_counters"),
-        sa.CheckConstraint(
-            "(forked_from_id IS NULL) = (forked_from_seq IS NULL) AND forked_from_seq >= 0", name="conversations_fork"
-        ),
+        sa.CheckConstraint("(forked_from_id IS NULL) = (forked_from_seq IS NULL)", name="conversations_fork"),
         schema=SCHEMA,
         postgresql_with={
             "fillfactor": 90,
@@ -128,16 +160,16 @@ def upgrade() -> None:
         "messages",
         sa.Column("user_id", sa.Text(), nullable=False),
         sa.Column("conversation_id", sa.Uuid(), nullable=False),
-        sa.Column("seq", sa.Integer(), nullable=False),
+        sa.Column("seq", _type("seq"), nullable=False),
         sa.Column("id", sa.Uuid(), nullable=False),
-        sa.Column("role", sa.Text(), nullable=False),
-        sa.Column("content", sa.Text(), nullable=False),
-        sa.Column("tool_calls", postgresql.JSONB()),
+        sa.Column("role", _type("role"), nullable=False),
+        sa.Column("content", _type("content"), nullable=False),
+        sa.Column("tool_calls", _type("tool_calls")),
         sa.Column("tool_call_id", sa.Text()),
         sa.Column("name", sa.Text()),
-        sa.Column("parts", postgresql.JSONB()),
-        sa.Column("metadata", postgresql.JSONB()),
-        sa.Column("client_message_id", sa.Text()),
+        sa.Column("parts", _type("parts")),
+        sa.Column("metadata", _type("metadata")),
+        sa.Column("client_message_id", _type("client_message_id")),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, server_default=NOW),
         sa.PrimaryKeyConstraint("user_id", "conversation_id", "seq", name="messages_pkey"),
         sa.ForeignKeyConstraint(
@@ -146,23 +178,9 @@ def upgrade() -> None:
             name="messages_conversation",
             ondelete="CASCADE",
         ),
-        sa.CheckConstraint("seq > 0", name="messages_seq"),
-        sa.CheckConstraint("role IN ('user', 'assistant', 'system', 'tool')", name="messages_role"),
-        sa.CheckConstraint("char_length(content) <= 1000000", name="messages_content_length"),
         sa.CheckConstraint(
             "content <> '' OR coalesce(jsonb_array_length(tool_calls), 0) + coalesce(jsonb_array_length(parts), 0) > 0",
             name="messages_not_empty",
-        ),
-        sa.CheckConstraint(
-            "jsonb_typeof(tool_calls) = 'array' AND octet_length(tool_calls::text) <= 4194304",
-            name="messages_tool_calls_size",
-        ),
-        sa.CheckConstraint(
-            "jsonb_typeof(parts) = 'array' AND octet_length(parts::text) <= 4194304", name="messages_parts_size"
-        ),
-        sa.CheckConstraint(METADATA_SIZE, name="messages_metadata_size"),
-        sa.CheckConstraint(
-            "char_length(client_message_id) BETWEEN 1 AND 128", name="messages_client_message_id_length"
         ),
         schema=SCHEMA,
     )
@@ -228,3 +246,5 @@ def downgrade() -> None:
     # The extensions stay: others may use them by now.
     for table in ("signing_keys", "erasures", "api_tokens", "messages", "conversations", "users"):
         op.drop_table(table, schema=SCHEMA)
+    for name in DOMAINS:
+        op.execute(f"DROP DOMAIN {SCHEMA}.{name}")
