@@ -33,7 +33,7 @@ async def measure(url: str, milliseconds: float, rounds: int) -> list[dict[str, 
     with tempfile.TemporaryDirectory() as folder:
         return [
             *await measure_at(url, "directly", Path(folder), milliseconds, rounds),
-            *await measure_at(url, "perhaps to a pooler", None, milliseconds, rounds),
+            *await measure_at(url, "through a pooler", None, milliseconds, rounds),
         ]
 
 

@@ -31,19 +31,26 @@ class NothingSent(Exception):
 class Connections:
     """At most `kept + more` of them to the database at `url`, of which `kept` stay open while nothing is to be done.
 
-    `revive` is awaited when none can be opened: an embedded server that died comes back in it.
+    `revive` is awaited when none can be opened: an embedded server that died comes back in it. `direct` says that no
+    pooler is in between, where the URL does not tell.
 
     Raises:
         ValueError: the URL is none that can be used.
     """
 
-    def __init__(self, url: str, *, kept: int, more: int, revive: Callable[[], Awaitable[object]]) -> None:
+    def __init__(
+        self, url: str, *, kept: int, more: int, revive: Callable[[], Awaitable[object]], direct: bool = False
+    ) -> None:
         from sqlalchemy.ext.asyncio import create_async_engine
 
         from chatledger.storage.database_url import read_database_url
 
         target = read_database_url(url)
-        self._keeps_statements = target.direct  # the driver does: not where a pooler may be in between
+        if direct:
+            target = target.known_direct()
+        # Whether the driver keeps statements and Postgres their plans: not where a pooler may be in between.
+        self.direct: Final = target.direct
+        self.unclear: Final = not (target.direct or target.pooled)
         self._engine = create_async_engine(
             target.url,
             isolation_level="AUTOCOMMIT",
@@ -107,7 +114,7 @@ class Connections:
 
     async def fetch(self, connection: PoolProxiedConnection, query: Query, *, fenced: bool) -> list[Any]:
         """The rows of a statement: one round trip, or four behind row security. Raises what the driver raises."""
-        fetch = partial(_fetch_kept if self._keeps_statements else _fetch_unnamed, connection)
+        fetch = partial(_fetch_kept if self.direct else _fetch_unnamed, connection)
         return await (_fetch_fenced(connection.driver_connection, fetch, query) if fenced else fetch(query))
 
     async def _alive(self) -> PoolProxiedConnection:

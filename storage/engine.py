@@ -283,6 +283,10 @@ class Database:
                 await asyncio.to_thread(schema.migrate, url)
                 state = await _state(connections)
             schema.require_current(state)
+            if connections.unclear and state.direct:
+                await connections.aclose()
+                connections = make(direct=True)
+                state = await _state(connections)
         except BaseException as exc:
             await connections.aclose()
             if isinstance(exc, StorageError) or not isinstance(exc, Exception):

@@ -13,7 +13,7 @@ from chatledger.storage import ConversationStore
 from chatledger.storage.database_url import (
     COMMAND_TIMEOUT,
     CONNECT_TIMEOUT,
-    SERVER_LIMITS,
+    SERVER_SETTINGS,
     masked,
     read_database_url,
 )
@@ -147,13 +147,15 @@ def test_limits_of_the_server_and_prepared_statements_are_for_hosts_that_are_cer
     target = read_database_url(url)
     assert target.direct
     assert "statement_cache_size" not in target.connect_args
-    assert target.connect_args["server_settings"] == {"application_name": "chatledger", **SERVER_LIMITS}
+    assert target.connect_args["server_settings"] == {"application_name": "chatledger", **SERVER_SETTINGS}
 
 
 @pytest.mark.parametrize(
     "url",
     [
         POOLED,
+        f"{DIRECT}?pgbouncer=true",
+        "postgresql://u:p@/db?host=/var/run/pgbouncer&pgbouncer=true",
         "postgresql://u:p@localhost/db",
         "postgresql://u:p@127.0.0.1:6432/db",
         "postgresql://u:p@[::1]/db",
@@ -169,6 +171,14 @@ def test_a_host_that_may_be_a_pooler_gets_neither(url: str) -> None:
     assert target.connect_args["server_settings"] == {"application_name": "chatledger"}
 
 
+def test_a_pooler_is_one_by_its_name_or_where_the_url_says_so() -> None:
+    assert read_database_url(POOLED).pooled
+    said = read_database_url("postgresql://u:p@h/db?pgbouncer=true&sslmode=disable")
+    assert said.pooled
+    assert said.unpooled() is said, "nobody knows where else it is"
+    assert not read_database_url("postgresql://u:p@h/db?pgbouncer=false").pooled
+
+
 def test_timeouts_have_an_end() -> None:
     for given, seconds in (("", CONNECT_TIMEOUT), ("?connect_timeout=0", CONNECT_TIMEOUT), ("?connect_timeout=3", 3.0)):
         args = read_database_url("postgresql://u:p@h/db" + given).connect_args
@@ -179,7 +189,7 @@ def test_timeouts_have_an_end() -> None:
 
 
 def test_parameters_that_other_programs_need_are_ignored_and_unknown_ones_are_refused_by_name() -> None:
-    read_database_url("postgresql://u:p@h/db?channel_binding=require&target_session_attrs=any&pgbouncer=true")
+    read_database_url("postgresql://u:p@h/db?channel_binding=require&target_session_attrs=any")
     assert read_database_url("postgresql://u:p@h/db?application_name=mine").connect_args["server_settings"] == {
         "application_name": "mine"
     }
@@ -244,7 +254,7 @@ async def test_a_store_tells_what_is_wrong_with_its_url_and_not_the_password() -
 
 
 async def test_limits_of_the_server_hold_on_a_direct_connection(database_url: str) -> None:
-    limits = SERVER_LIMITS if read_database_url(database_url).direct else {}
+    limits = SERVER_SETTINGS if read_database_url(database_url).direct else {}
     rows = await asyncio.to_thread(run_sql, database_url, "SELECT name, setting, reset_val FROM pg_settings")
     found = {row["name"]: row["setting"] for row in rows}
     assert {name: found[name] for name in limits} == limits

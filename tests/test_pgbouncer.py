@@ -22,7 +22,7 @@ from chatledger.server import settings
 from chatledger.server.cli import main
 from chatledger.storage import ConversationStore, NewMessage, schema
 from chatledger.storage.bulk import BulkStore
-from chatledger.storage.database_url import SERVER_LIMITS, read_database_url
+from chatledger.storage.database_url import SERVER_SETTINGS, read_database_url
 from chatledger.storage.errors import ConversationUnavailable, Unavailable
 from chatledger.storage.records import Conversation, Holdings
 from chatledger.storage.tokens import TokenStore
@@ -96,10 +96,18 @@ def test_a_pooler_is_a_host_of_which_nothing_is_known_and_gets_unnamed_statement
     assert target.connect_args["server_settings"].keys() == {"application_name"}
 
 
+async def test_it_is_told_from_postgres_when_a_connection_is_opened(pooler: PgBouncer, database_url: str) -> None:
+    async with ConversationStore.at(pooler.url) as behind, ConversationStore.at(database_url) as straight:
+        for store, direct in ((behind, False), (straight, True)):
+            await store.create_conversation("alice")
+            opened = await store.database._ready()
+            assert (opened.state.direct, opened.connections.direct) == (direct, direct)
+
+
 async def test_a_pooler_refuses_the_limits_that_direct_hosts_are_sent(pooler: PgBouncer) -> None:
     plain = pooler.url.replace("postgresql+asyncpg", "postgresql")
     with pytest.raises(asyncpg.PostgresError, match="unsupported startup parameter"):
-        await asyncpg.connect(plain, statement_cache_size=0, server_settings=SERVER_LIMITS)
+        await asyncpg.connect(plain, statement_cache_size=0, server_settings=SERVER_SETTINGS)
 
 
 async def test_two_users_do_everything_through_it_and_each_finds_only_their_own(pooler: PgBouncer) -> None:

@@ -24,6 +24,7 @@ from chatledger.storage import (
     search_queries,
     token_queries,
 )
+from chatledger.storage.database_url import read_database_url
 from chatledger.storage.query import Query
 from chatledger.storage.records import ConversationRef, WholeConversation
 from chatledger.storage.search_queries import Place
@@ -92,6 +93,15 @@ POPULATE = (
     """INSERT INTO chatledger.api_tokens (user_id, id, hash, scopes)
        SELECT 'user-' || n % 10, lpad(to_hex(n), 12, '0'), sha256(n::text::bytea), ARRAY['conversations:read']
          FROM generate_series(0, 19999) n""",
+    "ANALYZE",
+)
+SMALL = (
+    "INSERT INTO chatledger.users (id, last_number, conversation_count) VALUES ('user-3', 1, 1)",
+    """INSERT INTO chatledger.conversations (user_id, id, number, last_seq)
+       VALUES ('user-3', lpad('3', 32, '0')::uuid, 1, 3)""",
+    """INSERT INTO chatledger.messages (user_id, conversation_id, seq, id, role, content, client_message_id)
+       SELECT 'user-3', lpad('3', 32, '0')::uuid, n, gen_random_uuid(), 'user', 'message ' || n, 'key-' || n
+         FROM generate_series(1, 3) n""",
     "ANALYZE",
 )
 
@@ -299,6 +309,28 @@ async def test_a_statement_uses_the_index_that_it_names_and_touches_few_pages(
         used = {node.get("Index Name") for node in nodes(plan)}
         assert index in used or query.args[2] is None  # without a key there is nothing to look up by it
         assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] <= most_buffers
+
+
+@pytest.mark.parametrize("ref", [BUSY, 1], ids=["by id", "by number"])
+async def test_a_table_that_is_still_small_is_not_read_whole(ref: ConversationRef, database_url: str) -> None:
+    """For a connection keeps the plan, and the table grows. As Postgres has it for any arguments, from the sixth on."""
+    if not read_database_url(database_url).direct:
+        pytest.skip("behind what may be a pooler every call is planned anew")
+    connection = await connect(database_url)
+    try:
+        for statement in SMALL:
+            await connection.execute(statement)
+        await connection.execute("SET plan_cache_mode = force_generic_plan")
+        whole = set()
+        for name in samples(ref).keys() - OF_ALL_USERS.keys() - {"list_tokens"}:
+            for query in samples(ref)[name]:
+                plan = json.loads(await connection.fetchval(f"EXPLAIN (FORMAT JSON) {query.sql}", *query.args))[0]
+                whole |= {
+                    (name, each["Relation Name"]) for each in nodes(plan["Plan"]) if "Seq Scan" in each["Node Type"]
+                }
+    finally:
+        await connection.close()
+    assert whole == set()
 
 
 async def test_a_page_far_down_a_list_costs_what_the_first_one_costs(plan_of: Callable[[Query], Any]) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from chatledger.storage import ConversationStore, NewMessage
 from chatledger.storage.database_url import read_database_url
+from chatledger.storage.query import Query
 from chatledger.storage.records import Conversation, ConversationRef
 from tests.wire_proxy import WireProxy
 
@@ -32,21 +33,25 @@ class Line:
     async def trips(self, operation: Callable[[], Awaitable[object]]) -> int:
         """Of the second time, when the connection has seen the statement before."""
         await operation()
-        before = self.proxy.round_trips
+        before, connections = self.proxy.round_trips, self.proxy.connections
         await operation()
-        assert self.proxy.connections == 1
+        assert self.proxy.connections == connections
         return self.proxy.round_trips - before
 
 
-@pytest.fixture(params=["a host that may be a pooler", "a direct host"])
+@pytest.fixture(params=["a pooler", "no pooler, by the name", "no pooler, as it turns out"])
 async def line(request: pytest.FixtureRequest, database_url: str, tmp_path: Path) -> AsyncIterator[Line]:
-    direct = request.param == "a direct host"
-    async with WireProxy(database_url, tmp_path if direct else None) as proxy, ConversationStore.at(proxy.url) as store:
-        target = read_database_url(proxy.url)
-        assert target.direct == direct
-        assert ("statement_cache_size" in target.connect_args) != direct
+    folder = tmp_path if request.param == "no pooler, by the name" else None
+    pooler = request.param == "a pooler"
+    async with (
+        WireProxy(database_url, folder, pooler=pooler) as proxy,
+        ConversationStore.at(proxy.url) as store,
+    ):
+        assert read_database_url(proxy.url).direct == (folder is not None)
         made = [(await store.create_conversation(user, title="weather"))[0] for user in ("bob", "alice")]
         await store.append_messages("alice", made[1].id, [SAID, CALLED, RESULT, ASKED])
+        kept = await store.database.read(Query("SELECT FROM pg_prepared_statements WHERE name <> ''", ()))
+        assert bool(kept) != pooler
         yield Line(store, proxy, bobs=made[0], alices=made[1])
 
 

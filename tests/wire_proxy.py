@@ -54,13 +54,14 @@ class _Frames:
 class WireProxy:
     """`async with WireProxy(url) as proxy:` and then connect to `proxy.url`, which is the same database through it.
 
-    It listens on 127.0.0.1, which a store takes for a host that may be a pooler; or on a socket in `folder`, which is
-    certainly none.
+    It listens on 127.0.0.1, and as a pooler does it says another process id than the server's, unless `pooler` is
+    false; or on a socket in `folder`, before which there certainly is none.
     """
 
-    def __init__(self, url: str, folder: Path | None = None, port: int = 0) -> None:
+    def __init__(self, url: str, folder: Path | None = None, port: int = 0, *, pooler: bool = True) -> None:
         target = make_url(url)
         self._folder = folder
+        self.renames = pooler and folder is None
         self.port = port
         self._upstream_host = str(target.query.get("host", target.host))
         self._upstream_port = int(str(target.query.get("port", target.port or 5432)))
@@ -164,14 +165,15 @@ class _Connection:
         frames = _Frames(from_client=from_client)
         with contextlib.suppress(OSError):
             async for data in _chunks(reader):
-                if self._is_cut(frames.feed(data), frames.ours, from_client):
+                seen = frames.feed(data)
+                if self._is_cut(seen, frames.ours, from_client):
                     for end in (self.client[1], self.server[1]):
                         end.transport.abort()
                     return
                 if self.proxy.delay:
                     await asyncio.sleep(self.proxy.delay)
                 if not self.proxy.black_hole:
-                    writer.write(data)
+                    writer.write(_renamed(data, seen, from_client=from_client) if self.proxy.renames else data)
                     await writer.drain()
         writer.close()
 
@@ -187,6 +189,16 @@ class _Connection:
             self.cut_at_completion = self.proxy._cuts.pop(0) == "after"
             return not self.cut_at_completion
         return False
+
+
+def _renamed(data: bytes, frames: list[str], *, from_client: bool) -> bytes:
+    """With another process id where the server tells its own, and with the server's where a client cancels."""
+    key_data = b"K\0\0\0\x0c"  # BackendKeyData: process id and secret, of 4 bytes each
+    if from_client:
+        place = 8 if frames == ["cancel"] else -1
+    else:
+        place = data.find(key_data) + len(key_data) if "K" in frames else -1
+    return data if place < 0 else data[:place] + bytes([data[place] ^ 0x40]) + data[place + 1 :]
 
 
 async def _chunks(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
