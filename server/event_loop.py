@@ -1,15 +1,21 @@
-"""The event loop that servers run on."""
+"""The event loop that servers run on, and how often Python looks for garbage meanwhile."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, Final
+
+# New objects before Python looks for cycles among them; by itself it does after 700. A history makes thousands, and the
+# imports at the start many more, none of them in a cycle (measured: a tenth of the CPU of a history).
+NEW_OBJECTS: Final = 20_000
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
-    """`asyncio.run` on uvloop where there is one."""
+    """`asyncio.run` on uvloop where there is one. The process is taken to be the server's own."""
+    gc.set_threshold(NEW_OBJECTS)
     factory: Any = None
     with contextlib.suppress(ImportError):
         import uvloop

@@ -206,12 +206,8 @@ _NOTHING_ELSE: Final = (None,) * len(Message._fields[4:])
 
 def message_view(message: Message) -> dict[str, Any]:
     """A message; what is absent is left out."""
-    view: dict[str, Any] = {
-        "seq": message.seq,
-        "role": message.role,
-        "content": message.content,
-        "created_at": _time(message.created_at),
-    }
+    seq, role, content, created_at = message[:4]
+    view: dict[str, Any] = {"seq": seq, "role": role, "content": content, "created_at": _time(created_at)}
     if message[4:] != _NOTHING_ELSE:
         view |= {name: value for name, value in zip(Message._fields[4:], message[4:], strict=True) if value is not None}
     return view

@@ -88,8 +88,8 @@ class Outgoing(_Stream):
 
     def _write(self) -> None:
         if self._pieces:
-            self._writer.write(b"".join(self._pieces))
-            self._pieces.clear()
+            self._writer.writelines(self._pieces)
+            self._pieces = []
 
 
 class Incoming(_Stream):

@@ -167,7 +167,7 @@ class MessageLog:
                 forward=forward,
                 full=detail == "full",
             )
-            found = rows.history(rows.owned(user_id, await self.database.read(query)))
+            found = rows.history(user_id, await self.database.read(query))
             if found.head is None:
                 raise _none_to_load(conversation)
             if whole or not found.messages:
