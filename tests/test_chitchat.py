@@ -62,7 +62,7 @@ async def test_what_is_not_equal_is_noticed(
     one = dict(list(dataset.items())[-1:])
     assert (await replay(store, one, tasks=2)).differences == []
     swap = "UPDATE chatledger.messages SET seq = -seq WHERE seq < 0"
-    drop = "ALTER TABLE chatledger.messages DROP CONSTRAINT messages_seq"
+    drop = "ALTER DOMAIN chatledger.seq DROP CONSTRAINT seq_positive"
     await asyncio.to_thread(run_sql, database_url, drop, damage, swap)
     for copy in copies_in(one):
         assert (await load(store, copy))[0] != copy.sha256
