@@ -100,10 +100,15 @@ _NEXT = f"""
 SELECT {CONVERSATION}, archived_at FROM chatledger.conversations
  WHERE user_id = $1 AND number > $2::bigint ORDER BY number LIMIT $3::bigint
 """
+# One by one: before Postgres 17 `= ANY` keeps no order, so that a page of a long one would read all that is left of it.
 _MESSAGES = f"""
-SELECT {MESSAGE} FROM chatledger.messages
- WHERE user_id = $1 AND conversation_id = ANY($2::uuid[]) AND seq > $3::integer
- ORDER BY conversation_id, seq LIMIT $4::bigint
+SELECT m.*
+  FROM unnest($2::uuid[]) AS wanted (id)
+ CROSS JOIN LATERAL (
+       SELECT {MESSAGE} FROM chatledger.messages
+        WHERE user_id = $1 AND conversation_id = wanted.id AND seq > $3::integer
+        ORDER BY seq LIMIT $4::bigint) m
+ ORDER BY m.conversation_id, m.seq LIMIT $4
 """
 
 

@@ -46,11 +46,11 @@ class Connections:
         from chatledger.storage.database_url import read_database_url
 
         target = read_database_url(url)
+        self.told_by_name: Final = target.direct or target.pooled
         if direct:
             target = target.known_direct()
         # Whether the driver keeps statements and Postgres their plans: not where a pooler may be in between.
         self.direct: Final = target.direct
-        self.unclear: Final = not (target.direct or target.pooled)
         self._engine = create_async_engine(
             target.url,
             isolation_level="AUTOCOMMIT",
@@ -62,6 +62,7 @@ class Connections:
             connect_args=target.connect_args,
         )
         self._kept, self._all, self._revive = kept, kept + more, revive
+        self._closed = False
         self._idle: list[PoolProxiedConnection] = []
         self._queue = ConnectionQueue(self._all)
         self._turns = RowTurns(max(1, self._all // 2), self._queue)
@@ -97,8 +98,8 @@ class Connections:
     async def give_back(self, connection: PoolProxiedConnection, *, broken: bool, row: Row | None = None) -> None:
         """End a turn, of those who change the row as well. A broken connection is closed and never used again."""
         try:
-            if broken or len(self._idle) >= self._kept:
-                await _close(connection, broken=broken)
+            if broken or self._closed or len(self._idle) >= self._kept:
+                await _close(connection, broken=broken or self._closed)
             else:
                 self._idle.append(connection)
         finally:
@@ -107,7 +108,8 @@ class Connections:
             self._queue.give()
 
     async def aclose(self) -> None:
-        """Close those that are not borrowed."""
+        """Close those that are not borrowed; the others end when they are given back."""
+        self._closed = True
         while self._idle:
             await _close(self._idle.pop(), broken=False)
         await self._engine.dispose()

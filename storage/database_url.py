@@ -61,8 +61,10 @@ class DatabaseTarget:
 
     def unpooled(self) -> DatabaseTarget | None:
         """The same database for migrations and LISTEN; None where it is pooled and no direct host can be derived."""
-        if not (self.neon and self.pooled):
+        if not self.pooled:
             return self
+        if not self.neon:
+            return None
         named = self.url.query.get("host")  # it outranks the URL's own, for libpq and for asyncpg
         host = str(named or self.url.host).lower().replace("-pooler.", ".", 1)
         url = self.url.update_query_dict({"host": host}) if named else self.url.set(host=host)
@@ -106,8 +108,10 @@ def read_database_url(raw: str) -> DatabaseTarget:
     host = (query.get("host") or url.host or "").lower()
     on_socket = host == "" or host.startswith("/")
     neon = host.endswith((".neon.tech", ".neon.build"))
-    pooled = (neon and "-pooler." in host) or query.get("pgbouncer") == "true"  # as Prisma has it
+    pooled = (neon and "-pooler." in host) or query.get("pgbouncer") == "true"  # Prisma's word for it
 
+    if query.get("pgbouncer", "false") not in ("true", "false"):
+        raise ValueError("pgbouncer in the database URL must be true or false")
     if not re.fullmatch(r"\d{1,6}", connect_timeout := query.get("connect_timeout", "0")):
         raise ValueError("connect_timeout in the database URL must be a whole number of seconds")
     connect_args: dict[str, Any] = {

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -46,6 +46,8 @@ _T = TypeVar("_T")
 
 # SQLSTATEs of what the database may have become while the pool is open.
 _CHANGED: Final = frozenset({row_security.NO_SCOPE, distribution.NOT_SUPPORTED})
+# Of what a pooler says where none was: of the settings that a connection brings, and of statements that were kept.
+_OF_A_POOLER: Final = frozenset({"08P01", "26000", "42P05"})
 
 
 @dataclass
@@ -91,7 +93,7 @@ class Database:
         self.source = source
         self._pool_size, self._pool_overflow = pool_size, pool_overflow
         self._opening: asyncio.Task[_Open] | None = None
-        self._writing: set[asyncio.Task[Any]] = set()
+        self._unfinished: set[asyncio.Task[Any]] = set()
         self._waking: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -115,10 +117,10 @@ class Database:
         opening = self._opening
         if opening is not None and not opening.done():
             opening.cancel()
-            for unsent in self._writing:
+            for unsent in self._unfinished:
                 unsent.cancel()
-        if self._writing:
-            await asyncio.wait(self._writing)
+        if self._unfinished:
+            await asyncio.wait(self._unfinished)
         if opening is not None:
             await asyncio.wait([opening])
             if not opening.cancelled() and opening.exception() is None:
@@ -148,7 +150,7 @@ class Database:
         """
         answer: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
         task = asyncio.create_task(self._write(answer, query, repeatable))
-        self._writing.add(task)
+        self._unfinished.add(task)
         task.add_done_callback(partial(self._written, answer))
         return await answer  # `asyncio.shield` would do, a turn of the loop later
 
@@ -213,7 +215,7 @@ class Database:
                 answer.set_result(rows)
 
     def _written(self, answer: asyncio.Future[list[Any]], task: asyncio.Task[None]) -> None:
-        self._writing.discard(task)
+        self._unfinished.discard(task)
         answer.cancel()  # changes nothing, unless the task was cancelled: the database is being closed
 
     async def _deadline(self, work: Coroutine[Any, Any, _T], seconds: float) -> _T:
@@ -230,14 +232,29 @@ class Database:
             try:
                 return await self._once(opened, query, row)
             except NothingSent as exc:
-                await patience.until_it_wakes(exc)
+                if not (self._mistaken(opened, exc.__cause__) and await patience.pause()):
+                    await patience.until_it_wakes(exc)
             except Exception as exc:  # noqa: BLE001  # drivers raise outside their own trees, too
+                if self._mistaken(opened, exc) and await patience.pause():
+                    continue
                 if getattr(exc, "sqlstate", None) in _CHANGED and await opened.changed():
                     continue  # it was put up meanwhile, and let nothing through
                 error = translate(exc)
                 rolled_back = getattr(exc, "sqlstate", None) in ROLLED_BACK
                 if not (rolled_back or (repeatable and error.message == UNKNOWN_OUTCOME)) or not await patience.pause():
                     raise error from (None if error is exc else exc)
+
+    def _mistaken(self, opened: _Open, exc: BaseException | None) -> bool:
+        """Whether a pooler has come in between. Nothing was done then, and the next attempt opens the database anew."""
+        connections = opened.connections
+        if connections.told_by_name or not connections.direct or getattr(exc, "sqlstate", None) not in _OF_A_POOLER:
+            return False
+        if self._opened_already() is opened:
+            self._opening = None
+            closing = asyncio.create_task(connections.aclose())
+            self._unfinished.add(closing)
+            closing.add_done_callback(self._unfinished.discard)
+        return True
 
     async def _once(self, opened: _Open, query: Query, row: Row | None) -> list[Any]:
         connections = opened.connections
@@ -278,15 +295,13 @@ class Database:
         except ValueError as exc:
             raise Unavailable(f"{exc}; `chatledger doctor` says more", retry_after_seconds=60) from exc
         try:
+            if not connections.told_by_name:
+                connections = await _told_apart(connections, partial(make, direct=True))
             state = await _state(connections)
             if self.source.migrates_itself and (state.revision is None or state.revision < schema.REVISION):
                 await asyncio.to_thread(schema.migrate, url)
                 state = await _state(connections)
             schema.require_current(state)
-            if connections.unclear and state.direct:
-                await connections.aclose()
-                connections = make(direct=True)
-                state = await _state(connections)
         except BaseException as exc:
             await connections.aclose()
             if isinstance(exc, StorageError) or not isinstance(exc, Exception):
@@ -297,6 +312,31 @@ class Database:
     def _opened(self, task: asyncio.Task[_Open]) -> None:
         if task.cancelled() or task.exception() is not None:
             self._opening = None  # the next call tries anew
+
+
+async def _told_apart(cautious: Connections, directly: Callable[[], Connections]) -> Connections:
+    """Connections that keep statements, where no pooler is in between; `cautious` where one is.
+
+    Behind a pooler another process answers than the one that the connection was said to lead to, as the statements of
+    one client reach several.
+    """
+    connection = await _borrow_patiently(cautious)
+    driver: Any = connection.driver_connection
+    direct = False
+    try:
+        direct = await driver.fetchval("SELECT pg_catalog.pg_backend_pid()") == driver.get_server_pid()
+    finally:
+        await cautious.give_back(connection, broken=direct or driver.is_closed())
+    if not direct:
+        return cautious
+    found = directly()
+    try:
+        await found.give_back(await found.borrow(), broken=False)
+    except NothingSent:  # whatever is there does not take the settings
+        await found.aclose()
+        return cautious
+    await cautious.aclose()
+    return found
 
 
 async def _state(connections: Connections) -> schema.SchemaState:

@@ -203,11 +203,12 @@ def append_batch(
 # character has three octets and counts 0.75. The constant stands for the role and the wrapping of a message.
 _TOKENS = "4 + (octet_length(content) + coalesce(octet_length(tool_calls::text), 0){full} + 3) / 4"
 _FULL_TOKENS = " + coalesce(octet_length(parts::text), 0) + coalesce(octet_length(metadata::text), 0)"
-_FULL = ", id, client_message_id, parts, metadata"
+_FULL = ", id, client_message_id::text, parts::jsonb, metadata::jsonb"
 _NO_FULL = ", NULL, NULL, NULL, NULL"
 
 # One result of three kinds of row, so that it is one statement and one snapshot; a join would repeat the conversation
-# in every row (measured: 27-45 % more CPU). What is looked at first has no texts in it: a running total over rows with
+# in every row (measured: 27-45 % more CPU). Columns of domains are cast, for kinds whose types differ are gone through
+# once more (measured: 13 %). What is looked at first has no texts in it: a running total over rows with
 # theirs, kept until its edges are known, takes Postgres 1.8 times the time (measured: 5.4 for 3.0 ms of a thousand).
 _HISTORY = f"""
 WITH reach AS MATERIALIZED (
@@ -238,14 +239,14 @@ WITH reach AS MATERIALIZED (
    WHERE user_id = $1 AND conversation_id = {{target}}
      AND seq > (SELECT last FROM edges) AND seq <= (SELECT last FROM edges) + {LOOK_AROUND}
 )
-SELECT user_id, seq, role, content, created_at, tool_calls, tool_call_id, name{{detail}}, {{tokens}} AS tokens,
-       NULL::jsonb AS conversation
+SELECT user_id, seq::integer, role::text, content::text, created_at, tool_calls::jsonb, tool_call_id, name{{detail}},
+       {{tokens}} AS tokens, NULL::jsonb AS conversation
   FROM chatledger.messages
  WHERE user_id = $1 AND conversation_id = {{target}}
    AND seq >= (SELECT first FROM fitting) AND seq <= (SELECT last FROM fitting)
 UNION ALL
-SELECT user_id, seq, role, NULL, NULL, jsonb_path_query_array(tool_calls, '$[*].id'), tool_call_id, NULL{{no_detail}},
-       NULL, NULL
+SELECT user_id, seq::integer, role::text, NULL, NULL, jsonb_path_query_array(tool_calls, '$[*].id'), tool_call_id,
+       NULL{{no_detail}}, NULL, NULL
   FROM around WHERE role = 'tool' OR tool_calls IS NOT NULL
 UNION ALL
 SELECT user_id, NULL, NULL, NULL, NULL, NULL, NULL, NULL{{no_detail}}, NULL, {HEAD}

@@ -63,28 +63,30 @@ BEGIN
   END IF;
 END $chatledger$
 """
-_GIVE_AWAY: Final = f"""
+
+
+def _handed_over(owned: str, to: str) -> str:
+    """A statement that makes `to` the owner of the tables and domains whose present one fits `owned`."""
+    return f"""
 DO $chatledger$
 DECLARE
-  owned regclass;
+  statement text;
 BEGIN
-  FOR owned IN SELECT oid FROM pg_class WHERE relnamespace = 'chatledger'::regnamespace AND relkind IN ('r', 'p')
-                  AND pg_get_userbyid(relowner) <> '{OWNER}' LOOP
-    EXECUTE format('ALTER TABLE %s OWNER TO {OWNER}', owned);
+  FOR statement IN
+    SELECT format('ALTER TABLE %s OWNER TO {to}', oid::regclass) FROM pg_class
+     WHERE relnamespace = 'chatledger'::regnamespace AND relkind IN ('r', 'p') AND pg_get_userbyid(relowner) {owned}
+    UNION ALL
+    SELECT format('ALTER DOMAIN %s OWNER TO {to}', oid::regtype) FROM pg_type
+     WHERE typnamespace = 'chatledger'::regnamespace AND typtype = 'd' AND pg_get_userbyid(typowner) {owned}
+  LOOP
+    EXECUTE statement;
   END LOOP;
 END $chatledger$
 """
-_TAKE_BACK: Final = f"""
-DO $chatledger$
-DECLARE
-  owned regclass;
-BEGIN
-  FOR owned IN SELECT oid FROM pg_class WHERE relnamespace = 'chatledger'::regnamespace AND relkind IN ('r', 'p')
-                  AND pg_get_userbyid(relowner) = '{OWNER}' LOOP
-    EXECUTE format('ALTER TABLE %s OWNER TO CURRENT_USER', owned);
-  END LOOP;
-END $chatledger$
-"""
+
+
+_GIVE_AWAY: Final = _handed_over(f"<> '{OWNER}'", OWNER)
+_TAKE_BACK: Final = _handed_over(f"= '{OWNER}'", "CURRENT_USER")
 _IS_UP: Final = """
 SELECT coalesce(bool_or(relrowsecurity), false) FROM pg_class
  WHERE relnamespace = to_regnamespace('chatledger') AND relname = 'messages'

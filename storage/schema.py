@@ -47,8 +47,7 @@ SELECT (SELECT max(version_num) FROM chatledger.alembic_version) AS revision,
        AND NOT EXISTS (SELECT FROM pg_catalog.pg_constraint
                         WHERE conrelid = to_regclass('chatledger.users') AND conname = 'users_app_user') AS forsaken,
        coalesce(row_security_active(to_regclass('chatledger.messages')::oid), false) AS fenced,
-       EXISTS (SELECT FROM pg_catalog.pg_extension WHERE extname = 'citus') AS citus,
-       pg_catalog.pg_backend_pid() AS pid
+       EXISTS (SELECT FROM pg_catalog.pg_extension WHERE extname = 'citus') AS citus
 """
 FORSAKEN = "the application's users table that was adopted is gone"
 
@@ -64,9 +63,6 @@ class SchemaState(NamedTuple):
     """Whether row security holds this role to the rows of the user whom a transaction names."""
     distributed: bool = False
     """Whether the tables are laid out over a cluster, so that a statement is about one user or no user."""
-    direct: bool = False
-    """Whether the process that answered is the one that the connection was opened to: no pooler is in between, which
-    would have named one of its own, as a client's statements reach a different one each time."""
 
 
 async def read_state(connection: Any) -> SchemaState:
@@ -78,8 +74,7 @@ async def read_state(connection: Any) -> SchemaState:
             return SchemaState(None)
         raise
     distributed = row["citus"] and await distribution.look(connection)
-    direct = row["pid"] == connection.get_server_pid()
-    return SchemaState(row["revision"], row["secret"] or b"", row["forsaken"], row["fenced"], distributed, direct)
+    return SchemaState(row["revision"], row["secret"] or b"", row["forsaken"], row["fenced"], distributed)
 
 
 def require_current(state: SchemaState) -> None:

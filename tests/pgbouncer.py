@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from sqlalchemy import make_url
@@ -22,15 +23,17 @@ WITHIN = 10.0  # seconds to start or to end; it takes a few hundredths
 class PgBouncer:
     """`with PgBouncer(url) as pooler:` and then connect to `pooler.url`, which is the same database through it.
 
-    It has `server_connections` to Postgres for all its clients, and keeps its port over a restart.
+    It has `server_connections` to Postgres for all its clients, and keeps its port over a restart. Of the settings in
+    `ignored`, which clients bring, it takes no notice; others it refuses.
     """
 
-    def __init__(self, url: str, *, server_connections: int = 4) -> None:
+    def __init__(self, url: str, *, server_connections: int = 4, ignored: Iterable[str] = ()) -> None:
         program = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
         assert program, MISSING
         self._program = program
         self._target = make_url(url)
         self._connections = server_connections
+        self._ignored = ", ".join(ignored)
         self._process: subprocess.Popen[bytes] | None = None
         self._folder = Path(tempfile.mkdtemp(prefix="chatledger-pgbouncer-"))
         with socket.socket() as free:
@@ -100,6 +103,7 @@ class PgBouncer:
             "default_pool_size": self._connections,
             "max_client_conn": 500,
             "server_login_retry": 1,
+            "ignore_startup_parameters": self._ignored,
         }
         lines = ["[databases]", f"* = host={host} port={port}", "[pgbouncer]"]
         lines += [f"{name} = {value}" for name, value in settings.items()]

@@ -160,7 +160,7 @@ async def test_a_cancelled_caller_leaves_a_stored_message_and_a_whole_pool(
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-    await until(lambda: not store.database._writing and not store.database.connections()[0])
+    await until(lambda: not store.database._unfinished and not store.database.connections()[0])
     assert sorted(await contents(store), key=int) == [str(number) for number in range(1, 11)]
     assert store.database.connections()[0] == 0
 
@@ -208,7 +208,7 @@ async def test_300_cancels_at_random_moments_leave_the_pool_whole(store: Convers
             task.cancel()
         for outcome in await asyncio.gather(*tasks, return_exceptions=True):
             assert outcome is None or isinstance(outcome, asyncio.CancelledError), outcome
-    await until(lambda: not store.database._writing and not store.database.connections()[0])
+    await until(lambda: not store.database._unfinished and not store.database.connections()[0])
     proxy.delay = 0.0
     assert store.database.connections()[0] == 0
     for user in ("alice", "bob"):

@@ -175,8 +175,10 @@ def test_a_pooler_is_one_by_its_name_or_where_the_url_says_so() -> None:
     assert read_database_url(POOLED).pooled
     said = read_database_url("postgresql://u:p@h/db?pgbouncer=true&sslmode=disable")
     assert said.pooled
-    assert said.unpooled() is said, "nobody knows where else it is"
+    assert said.unpooled() is None, "nobody knows where else it is"
     assert not read_database_url("postgresql://u:p@h/db?pgbouncer=false").pooled
+    with pytest.raises(ValueError, match="pgbouncer"):
+        read_database_url("postgresql://u:p@h/db?pgbouncer=1")
 
 
 def test_timeouts_have_an_end() -> None:

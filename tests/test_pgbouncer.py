@@ -9,7 +9,7 @@ import asyncio
 import inspect
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -100,8 +100,22 @@ async def test_it_is_told_from_postgres_when_a_connection_is_opened(pooler: PgBo
     async with ConversationStore.at(pooler.url) as behind, ConversationStore.at(database_url) as straight:
         for store, direct in ((behind, False), (straight, True)):
             await store.create_conversation("alice")
-            opened = await store.database._ready()
-            assert (opened.state.direct, opened.connections.direct) == (direct, direct)
+            assert (await store.database._ready()).connections.direct == direct
+
+
+@pytest.mark.parametrize("ignored", [(), SERVER_SETTINGS], ids=["refuses the settings", "ignores the settings"])
+async def test_one_that_comes_in_between_later_is_noticed(database_url: str, ignored: Iterable[str]) -> None:
+    pooler = PgBouncer(database_url, server_connections=2, ignored=ignored)
+    async with ConversationStore.at(pooler.url) as store:
+        async with WireProxy(database_url, port=pooler.port, pooler=False):
+            talk, _ = await store.create_conversation("alice")
+            assert (await store.database._ready()).connections.direct
+        with pooler:
+            window = [store.load_history("alice", talk.id, limit=limit) for limit in range(1, 6)]
+            appends = [store.append_message("alice", talk.id, ASKED) for _ in range(40)]
+            await asyncio.gather(*window, *appends)
+            assert (await store.load_history("alice", talk.id)).conversation.message_count == 40
+            assert not (await store.database._ready()).connections.direct
 
 
 async def test_a_pooler_refuses_the_limits_that_direct_hosts_are_sent(pooler: PgBouncer) -> None:

@@ -79,6 +79,17 @@ def fenced_worlds(postgres_url: str, template: str) -> Iterator[tuple[str, str]]
         yield urls
 
 
+def test_all_that_a_later_migration_may_change_belongs_to_the_owners_role(fenced_url: str) -> None:
+    owners = """
+    SELECT pg_get_userbyid(relowner) FROM pg_class
+     WHERE relnamespace = 'chatledger'::regnamespace AND relkind IN ('r', 'p')
+    UNION SELECT pg_get_userbyid(typowner) FROM pg_type
+     WHERE typnamespace = 'chatledger'::regnamespace AND typtype = 'd'"""
+    assert [row[0] for row in run_sql(fenced_url, owners)] == [row_security.OWNER]
+    schema.migrate(fenced_url, then=row_security.take_down)
+    assert row_security.OWNER not in {row[0] for row in run_sql(fenced_url, owners)}
+
+
 async def test_all_that_is_offered_works_and_tells_nothing_of_another_user(
     fenced_worlds: tuple[str, str], era: str
 ) -> None:

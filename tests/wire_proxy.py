@@ -197,7 +197,8 @@ def _renamed(data: bytes, frames: list[str], *, from_client: bool) -> bytes:
     if from_client:
         place = 8 if frames == ["cancel"] else -1
     else:
-        place = data.find(key_data) + len(key_data) if "K" in frames else -1
+        found = data.find(key_data) if "K" in frames else -1
+        place = found + len(key_data) if found >= 0 else -1
     return data if place < 0 else data[:place] + bytes([data[place] ^ 0x40]) + data[place + 1 :]
 
 
