@@ -13,6 +13,9 @@ from chatledger.storage.validation import MessageColumns
 
 # How many messages beyond a window's edge are searched for the rest of a tool exchange (chosen: far above any turn).
 LOOK_AROUND = 256
+# Tokens of a message that is not short (chosen: 150 characters). A budget is first looked for in as many messages as
+# it holds of these.
+TYPICAL_TOKENS = 40
 
 # ---- append -------------------------------------------------------------------------------------------------------
 
@@ -208,19 +211,23 @@ _NO_FULL = ", NULL, NULL, NULL, NULL"
 
 # One result of three kinds of row, so that it is one statement and one snapshot; a join would repeat the conversation
 # in every row (measured: 27-45 % more CPU). Columns of domains are cast, for kinds whose types differ are gone through
-# once more (measured: 13 %). What is looked at first has no texts in it: a running total over rows with
-# theirs, kept until its edges are known, takes Postgres 1.8 times the time (measured: 5.4 for 3.0 ms of a thousand).
+# once more (measured: 13 %). What is looked at first has no texts in it: a running total over rows with theirs, kept
+# until its edges are known, takes Postgres 1.8 times the time (measured: 5.4 for 3.0 ms of a thousand). And few are
+# looked at where the budget is spent within them: by default a thousand may be asked for, and a hundred fit.
 _HISTORY = f"""
-WITH reach AS MATERIALIZED (
+WITH nearest AS MATERIALIZED (
+  SELECT sum(tokens) > $6::bigint AS enough
+    FROM ({{near}} LIMIT CASE WHEN $6 / {TYPICAL_TOKENS} < $5::bigint THEN $6 / {TYPICAL_TOKENS} ELSE 0 END) near
+), reach AS MATERIALIZED (
   SELECT min(seq) AS first, max(seq) AS last, sum(tokens) AS tokens, bool_or(role = 'tool') AS results,
          bool_or(calls) AS calls
-    FROM ({{near}}) near
+    FROM ({{near}} LIMIT {{most}}) near
 ), fitting AS MATERIALIZED (
-  SELECT first, last FROM reach WHERE tokens <= $6::bigint
+  SELECT first, last FROM reach WHERE tokens <= $6
   UNION ALL
   SELECT min(seq), max(seq)
     FROM (SELECT seq, tokens, sum(tokens) OVER (ORDER BY seq {{direction}} ROWS UNBOUNDED PRECEDING) AS total
-            FROM ({{near}}) near
+            FROM ({{near}} LIMIT {{most}}) near
            WHERE (SELECT tokens FROM reach) > $6) counted
    WHERE total <= $6 OR total = tokens
   HAVING (SELECT tokens FROM reach) > $6
@@ -255,15 +262,15 @@ SELECT user_id, NULL, NULL, NULL, NULL, NULL, NULL, NULL{{no_detail}}, NULL, {HE
 _NEAR = """SELECT seq, role, tool_calls IS NOT NULL AS calls, {tokens} AS tokens
             FROM chatledger.messages
            WHERE user_id = $1 AND conversation_id = {target} AND seq > $3::bigint AND seq < $4::bigint
-           ORDER BY seq {direction}
-           LIMIT $5::bigint"""
+           ORDER BY seq {direction}"""
+_MOST = f"CASE WHEN (SELECT enough FROM nearest) THEN $6 / {TYPICAL_TOKENS} ELSE $5 END"
 
 
 @cache
 def _history(forward: bool, full: bool) -> str:
     sql = _HISTORY.replace("{near}", _NEAR).replace("{tokens}", _TOKENS.format(full=_FULL_TOKENS if full else ""))
     sql = sql.replace("{detail}", _FULL if full else "").replace("{no_detail}", _NO_FULL if full else "")
-    return sql.replace("{direction}", "ASC" if forward else "DESC")
+    return sql.replace("{most}", _MOST).replace("{direction}", "ASC" if forward else "DESC")
 
 
 def load_history(

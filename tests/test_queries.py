@@ -339,6 +339,30 @@ async def test_a_table_that_is_still_small_is_not_read_whole(ref: ConversationRe
     assert whole == set()
 
 
+async def test_a_budget_that_is_spent_soon_is_looked_for_in_few_messages(database_url: str) -> None:
+    connection = await connect(database_url)
+    try:
+        for statement in SMALL[:2]:
+            await connection.execute(statement)
+        await connection.execute(
+            """INSERT INTO chatledger.messages (user_id, conversation_id, seq, id, role, content)
+               SELECT 'user-3', $1, n, gen_random_uuid(), 'user', repeat('word ', 60)
+                 FROM generate_series(1, 1000) n""",
+            BUSY,
+        )
+        seen = []
+        for forward in (False, True):
+            window = WINDOW | {"limit": 1_000, "forward": forward}
+            query = message_queries.load_history(USER, BUSY, **window)
+            plan = json.loads(await connection.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) {query.sql}", *query.args))
+            scans = [node for node in nodes(plan[0]["Plan"]) if node.get("Relation Name") == "messages"]
+            seen.append(sum(node["Actual Rows"] * node["Actual Loops"] for node in scans))
+    finally:
+        await connection.close()
+    fit, looked_at = 8_000 // 79, 8_000 // message_queries.TYPICAL_TOKENS
+    assert seen == [3 * looked_at + fit] * 2
+
+
 async def test_a_page_far_down_a_list_costs_what_the_first_one_costs(plan_of: Callable[[Query], Any]) -> None:
     connection_pages = []
     for before in (None, (datetime(2000, 1, 1, tzinfo=UTC), BUSY)):
