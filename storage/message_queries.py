@@ -209,6 +209,7 @@ _FULL_TOKENS = " + coalesce(octet_length(parts::text), 0) + coalesce(octet_lengt
 _FULL = ", id, client_message_id::text, parts::jsonb, metadata::jsonb"
 _NO_FULL = ", NULL, NULL, NULL, NULL"
 
+_FEW = f"$6::bigint / {TYPICAL_TOKENS}"
 # One result of three kinds of row, so that it is one statement and one snapshot; a join would repeat the conversation
 # in every row (measured: 27-45 % more CPU). Columns of domains are cast, for kinds whose types differ are gone through
 # once more (measured: 13 %). What is looked at first has no texts in it: a running total over rows with theirs, kept
@@ -216,8 +217,8 @@ _NO_FULL = ", NULL, NULL, NULL, NULL"
 # looked at where the budget is spent within them: by default a thousand may be asked for, and a hundred fit.
 _HISTORY = f"""
 WITH nearest AS MATERIALIZED (
-  SELECT sum(tokens) > $6::bigint AS enough
-    FROM ({{near}} LIMIT CASE WHEN $6 / {TYPICAL_TOKENS} < $5::bigint THEN $6 / {TYPICAL_TOKENS} ELSE 0 END) near
+  SELECT sum(tokens) > $6 AS enough
+    FROM ({{near}} LIMIT CASE WHEN {_FEW} < $5::bigint THEN {_FEW} ELSE 0 END) near
 ), reach AS MATERIALIZED (
   SELECT min(seq) AS first, max(seq) AS last, sum(tokens) AS tokens, bool_or(role = 'tool') AS results,
          bool_or(calls) AS calls
@@ -263,7 +264,7 @@ _NEAR = """SELECT seq, role, tool_calls IS NOT NULL AS calls, {tokens} AS tokens
             FROM chatledger.messages
            WHERE user_id = $1 AND conversation_id = {target} AND seq > $3::bigint AND seq < $4::bigint
            ORDER BY seq {direction}"""
-_MOST = f"CASE WHEN (SELECT enough FROM nearest) THEN $6 / {TYPICAL_TOKENS} ELSE $5 END"
+_MOST = f"CASE WHEN (SELECT enough FROM nearest) THEN {_FEW} ELSE $5 END"
 
 
 @cache
