@@ -24,6 +24,7 @@ from chatledger.server.identity import verified_user
 from chatledger.storage import ConversationStore
 from chatledger.storage.tokens import TokenStore
 from tests.issuer import Issuer
+from tests.patience import PATIENCE
 
 PUBLIC = "https://ledger.example"
 US = f"{PUBLIC}/mcp"
@@ -36,7 +37,7 @@ class Served:
 
     def __init__(self, base: str, issuer: Issuer, tokens: TokenStore) -> None:
         self.base, self.issuer, self.tokens = base, issuer, tokens
-        self.http = httpx2.AsyncClient(base_url=base, timeout=30)
+        self.http = httpx2.AsyncClient(base_url=base, timeout=PATIENCE)
 
     async def post(
         self, method: str, params: dict[str, Any] | None = None, *, era: str, token: str | None = None, **headers: Any
@@ -150,7 +151,7 @@ async def client(served: Served, era: str, token: str) -> AsyncIterator[Client]:
     """The SDK's own client over the socket."""
     headers = {"authorization": f"Bearer {token}"}
     async with (
-        httpx2.AsyncClient(headers=headers, timeout=30) as http,
+        httpx2.AsyncClient(headers=headers, timeout=PATIENCE) as http,
         Client(streamable_http_client(f"{served.base}/mcp", http_client=http), mode=era) as opened,
     ):
         yield opened

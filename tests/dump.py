@@ -11,6 +11,7 @@ from typing import Any
 
 from chatledger.storage.embedded import cluster
 from tests.conftest import connect, run_sql
+from tests.patience import PATIENCE
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 TABLES = """
@@ -53,6 +54,6 @@ def run(name: str, *words: str | Path) -> bytes:
     """What a program prints; it must succeed and complain of nothing."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith("PG")}
     command: list[Any] = [program(name), *words]
-    done = subprocess.run(command, capture_output=True, timeout=120, env=clean)
+    done = subprocess.run(command, capture_output=True, timeout=PATIENCE, env=clean)
     assert (done.returncode, done.stderr) == (0, b""), done.stderr.decode()
     return done.stdout

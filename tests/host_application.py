@@ -17,6 +17,7 @@ from chatledger.storage import ConversationStore
 from chatledger.storage.adoption import UsersTableRefused, adopt
 from chatledger.storage.embedded.cluster import binaries
 from tests.conftest import run_sql
+from tests.patience import PATIENCE
 from tests.test_schema import described
 
 Run = Callable[..., tuple[int, str, str]]
@@ -109,7 +110,7 @@ def quoted(text: str) -> str:
 def dump(url: str, schema: str = "public") -> str:
     """What `pg_dump` writes of a schema: definitions, rights and rows."""
     command = [str(Path(binaries()[0]) / "pg_dump"), f"--schema={schema}", f"--dbname={url}"]
-    done = subprocess.run(command, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     # Recent versions write a random word at the beginning and at the end.
     return "\n".join(line for line in done.stdout.splitlines() if "restrict " not in line[:12])

@@ -14,8 +14,7 @@ from chatledger.server.http import make_app, serve_http
 from chatledger.server.http_guard import LOOPBACK
 from chatledger.server.identity import Caller, loopback_user
 from chatledger.storage import ConversationStore
-
-PATIENCE = 20  # seconds for anything that should take a moment
+from tests.patience import PATIENCE
 
 MODERN = "2026-07-28"
 HEADERS = {"content-type": "application/json", "accept": "application/json, text/event-stream"}

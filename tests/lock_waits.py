@@ -9,6 +9,7 @@ from typing import Any
 
 from tests.conftest import connect
 from tests.engine_under_test import on_nodes
+from tests.patience import PATIENCE
 
 _WAITING = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 
@@ -30,7 +31,7 @@ async def looking(url: str) -> AsyncIterator[Callable[[str], Awaitable[int]]]:
 
 async def until_waiting(url: str, number: int, tasks: Sequence[asyncio.Task[Any]] = ()) -> None:
     """Return when so many connections to this database wait for a lock; the tasks are still under way until then."""
-    async with looking(url) as count, asyncio.timeout(30):
+    async with looking(url) as count, asyncio.timeout(PATIENCE):
         while await count(_WAITING) < number:
             for task in tasks:
                 assert not task.done(), task

@@ -14,10 +14,10 @@ from pathlib import Path
 from sqlalchemy import make_url
 
 from chatledger.storage.embedded import run_as
+from tests.patience import PATIENCE
 from tests.postgres_processes import eventually
 
 MISSING = "there is no pgbouncer: install it (apt-get install pgbouncer, brew install pgbouncer)"
-WITHIN = 10.0  # seconds to start or to end; it takes a few hundredths
 
 
 class PgBouncer:
@@ -80,13 +80,13 @@ class PgBouncer:
                 group=group,
                 extra_groups=None if user is None else [],
             )
-        eventually(self._answers, WITHIN)
+        eventually(self._answers)
 
     def kill(self) -> None:
         """End it at once, and every connection through it."""
         if self._process is not None:
             self._process.send_signal(signal.SIGKILL)
-            self._process.wait(WITHIN)
+            self._process.wait(PATIENCE)
             self._process = None
 
     def _configure(self) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import asyncpg
 
 from chatledger.storage.embedded import EmbeddedPostgres, supervisor
+from tests.patience import PATIENCE
 
 QUICK = {"fsync": "off"}  # nothing here survives the machine, so nothing has to reach the disk
 
@@ -35,7 +36,7 @@ for line in sys.stdin:
 """
 
 
-def eventually(holds: Callable[[], bool], within: float = 20.0) -> None:
+def eventually(holds: Callable[[], bool], within: float = PATIENCE) -> None:
     """Return as soon as `holds` is true; fail after `within` seconds."""
     deadline = time.monotonic() + within
     while not holds():
@@ -113,7 +114,7 @@ def ask(url: str, query: str) -> Any:
     """The first column of the first row of the answer to `query`, on a connection of its own."""
 
     async def fetch() -> Any:
-        connection = await asyncpg.connect(url, timeout=20)
+        connection = await asyncpg.connect(url, timeout=PATIENCE)
         try:
             return await connection.fetchval(query)
         finally:
@@ -188,7 +189,7 @@ class User:
         self.process.wait()
 
     def leave(self) -> None:
-        self.process.communicate(timeout=20)
+        self.process.communicate(timeout=PATIENCE)
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from mcp.client.sse import sse_client
 
 from chatledger.server import answers
 from tests.http_server import META, MODERN, HttpServer, call, serving
+from tests.patience import PATIENCE
 from tests.test_stdio import served
 
 STAND_IN = json.dumps({"structuredContent": answers.STAND_IN}, separators=(",", ":"))[1:-1]
@@ -88,5 +89,5 @@ async def test_an_answer_that_comes_too_late_leaves_the_refusal_whole(
 
     monkeypatch.setattr("chatledger.server.tools.answer", late)
     async with serving(database_url) as server:
-        refused = await asyncio.wait_for(asked(server, "2025-11-25", "list_conversations", {}), 10)
+        refused = await asyncio.wait_for(asked(server, "2025-11-25", "list_conversations", {}), PATIENCE)
         assert refused["structuredContent"]["error"]["code"] in ("unavailable", "internal")

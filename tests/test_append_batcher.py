@@ -20,6 +20,7 @@ from chatledger.storage.errors import (
 from chatledger.storage.query import Query
 from chatledger.storage.records import ConversationRef, Receipt
 from tests.conftest import connect
+from tests.patience import PATIENCE
 from tests.wire_proxy import WireProxy
 
 HELLO = NewMessage(role="user", content="hello")
@@ -142,7 +143,7 @@ async def test_a_conversation_that_another_writer_holds_keeps_nobody_else_waitin
             "BEGIN; SELECT FROM chatledger.conversations WHERE user_id = 'alice' AND number = 1 FOR NO KEY UPDATE"
         )
         held = [asyncio.create_task(store.append_message("alice", 1, HELLO)) for _ in range(3)]
-        await asyncio.wait_for(asyncio.gather(*(store.append_message("bob", 1, HELLO) for _ in range(20))), 3)
+        await asyncio.wait_for(asyncio.gather(*(store.append_message("bob", 1, HELLO) for _ in range(20))), PATIENCE)
         assert not any(task.done() for task in held)
     finally:
         await blocker.close()
@@ -165,7 +166,7 @@ async def test_what_follows_on_a_conversation_does_not_wait_for_a_held_one_that_
         others += [store.append_message("bob", 1, keyed) for _ in range(2)]
         others += [store.append_message("bob", 2, HELLO) for _ in range(more)]
         first, *rest = (asyncio.create_task(call) for call in (others[0], held, *others[1:]))
-        await asyncio.wait_for(asyncio.gather(first, *rest[1:]), 3)
+        await asyncio.wait_for(asyncio.gather(first, *rest[1:]), PATIENCE)
         assert not rest[0].done()
     finally:
         await blocker.close()

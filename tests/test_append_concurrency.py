@@ -20,6 +20,7 @@ from chatledger.storage.errors import SequenceConflict
 from chatledger.storage.query import OWNED_BY
 from chatledger.storage.records import Conversation, Receipt
 from tests.lock_waits import looking, until_waiting
+from tests.patience import PATIENCE
 from tests.writer_process import GATE, connect
 
 HELLO = NewMessage(role="user", content="hello")
@@ -53,7 +54,7 @@ class Writers:
             await until_waiting(url, len(answers), answers)
         finally:
             await gate.close()
-        return await asyncio.wait_for(asyncio.gather(*answers), 60)
+        return await asyncio.wait_for(asyncio.gather(*answers), PATIENCE)
 
     def _ask(self, process: subprocess.Popen[str], order: dict[str, Any]) -> Any:
         assert process.stdin
@@ -220,7 +221,7 @@ async def test_create_append_fork_and_delete_of_one_key_at_once_end_without_a_de
         for _ in range(25):
             await one((store, other)[number % 2], chances[number])
 
-    await asyncio.wait_for(asyncio.gather(*map(task, range(16))), 60)
+    await asyncio.wait_for(asyncio.gather(*map(task, range(16))), PATIENCE)
     assert {refused.code for refused in refusals} <= {"conversation_unavailable"}, "it was deleted in the meantime"
     assert await deadlocks(store, other, url=database_url) == 0, "some were broken up, and the calls repeated"
     connection = await connect(database_url)

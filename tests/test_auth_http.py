@@ -19,8 +19,9 @@ from chatledger.server.http_guard import LOOPBACK
 from chatledger.server.identity import verified_user
 from chatledger.storage import ConversationStore
 from tests.auth_server import METADATA, PUBLIC, US, Serve, Served, challenge, client, message, rules_for
-from tests.http_server import PATIENCE, HttpServer, serving
+from tests.http_server import HttpServer, serving
 from tests.issuer import Issuer, joined, private_key, public_jwk, signed
+from tests.patience import PATIENCE
 
 # ---- who is nobody --------------------------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ from chatledger.server.auth.key_set import (
 from chatledger.server.auth.refusals import KeysUnavailable, TokenRefused
 from chatledger.server.auth.rules import ASYMMETRIC
 from tests.issuer import Issuer, public_jwk
+from tests.patience import PATIENCE
 
 
 class Clock:
@@ -53,7 +54,7 @@ async def outcome(keys: KeySet, kid: str | None, algorithm: str = "EdDSA") -> st
 
 async def asked(issuer: Issuer, times: int) -> None:
     """The issuer was asked so often."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE):
         while len(issuer.asked) < times:
             await asyncio.sleep(0.005)
 

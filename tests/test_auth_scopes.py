@@ -16,6 +16,7 @@ from chatledger.server.tools import ANNOTATIONS
 from chatledger.storage import ConversationStore
 from tests.auth_server import BODY_BYTES, METADATA, PUBLIC, Serve, Served, challenge, client, message, rules_for
 from tests.issuer import Issuer
+from tests.patience import PATIENCE
 from tests.test_tool_arguments import NEEDED
 
 # ---- what they may do -----------------------------------------------------------------------------------------------
@@ -163,7 +164,7 @@ async def sse(served: Served, token: str) -> AsyncIterator[tuple[str, AsyncItera
 
 
 async def answer_on(lines: AsyncIterator[str]) -> dict[str, Any]:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE):
         async for line in lines:
             if line.startswith("data: "):
                 found: dict[str, Any] = json.loads(line.removeprefix("data: "))

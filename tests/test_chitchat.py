@@ -15,6 +15,7 @@ import pytest
 from benchmarks.replay_chitchat import copies_in, load, replay
 from chatledger.storage import ConversationStore
 from tests.conftest import run_sql
+from tests.patience import PATIENCE
 
 SLICE = Path(__file__).parent / "data" / "chitchat_slice.json"
 
@@ -73,6 +74,6 @@ def test_the_program_says_equal(tmp_path: Path, database_url: str) -> None:
     (tmp_path / "few.json").write_text(json.dumps(few))
     program = Path(__file__).parent.parent / "benchmarks" / "replay_chitchat.py"
     command = [sys.executable, str(program), str(tmp_path / "few.json"), "--database-url", database_url]
-    first = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    first = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True)
     assert first.stdout.startswith("3 conversations with ")
     assert first.stdout.endswith("\nequal\n")

@@ -23,6 +23,7 @@ from chatledger.server.cli import main
 from chatledger.storage.embedded import EmbeddedPostgres
 from chatledger.storage.schema import REVISION
 from tests.conftest import connect, database_at, run_sql
+from tests.patience import PATIENCE
 from tests.postgres_processes import ready_root
 
 CANARY = "Wb7canaryWb7"
@@ -131,7 +132,7 @@ def test_a_process_with_a_bad_setting_ends_without_a_traceback(tmp_path: Path) -
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "CHATLEDGER_USER_ID": CANARY * 30}
     command = [str(Path(sys.executable).with_name("chatledger")), "serve"]
     ended = subprocess.run(
-        command, env=environment, cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, timeout=60
+        command, env=environment, cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE
     )
     assert (ended.returncode, ended.stdout) == (2, b"")
     assert re.fullmatch(rb"chatledger: CHATLEDGER_USER_ID cannot be used: [^\n]+\n", ended.stderr)

@@ -15,6 +15,7 @@ from chatledger.storage import ConversationStore, NewMessage
 from chatledger.storage.errors import ConversationUnavailable, StorageError, Unavailable
 from tests.conftest import connect, run_sql
 from tests.lock_waits import until_waiting
+from tests.patience import PATIENCE
 from tests.wire_proxy import Moment, WireProxy
 
 HELLO = NewMessage(role="user", content="hello")
@@ -39,7 +40,7 @@ async def store(proxy: WireProxy, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         while not holds():
             await asyncio.sleep(0.001)
 
@@ -184,9 +185,9 @@ async def test_closing_ends_a_write_that_waits_for_the_database(begun: bool) -> 
         store.start()
         call = asyncio.create_task(store.create_conversation("alice"))
         await turns(20 if begun else 1)
-        await asyncio.wait_for(store.aclose(), 10)
+        await asyncio.wait_for(store.aclose(), PATIENCE)
         with pytest.raises(asyncio.CancelledError):
-            await asyncio.wait_for(call, 10)
+            await asyncio.wait_for(call, PATIENCE)
 
 
 async def test_300_cancels_at_random_moments_leave_the_pool_whole(store: ConversationStore, proxy: WireProxy) -> None:
@@ -289,7 +290,7 @@ async def test_after_a_black_hole_the_next_calls_work_at_once(
     proxy.black_hole = False
     monkeypatch.undo()
     for _ in range(6):
-        assert await asyncio.wait_for(contents(store), 5) == []
+        assert await asyncio.wait_for(contents(store), PATIENCE) == []
     assert store.database.connections()[0] == 0
 
 

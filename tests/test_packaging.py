@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE
+
 CHECKOUT = Path(__file__).resolve().parent.parent
 FOLDERS = ("server", "storage", "transfer", "migrations")
 BUILD_SECONDS = 180  # with an empty cache it fetches setuptools; from the cache it takes two seconds
@@ -108,7 +110,7 @@ def test_the_wheel_runs_in_an_environment_of_its_own(installed: Path, tmp_path: 
     def run(*command: str) -> str:
         environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
         program = [str(installed / "bin" / command[0]), *command[1:]]
-        done = subprocess.run(program, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(program, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -123,7 +125,7 @@ def test_no_folder_can_be_imported_by_its_bare_name(installed: Path, tmp_path: P
     for python in (installed / "bin" / "python", Path(sys.executable)):
         command = [str(python), "-c", f"import {name}"]
         done = subprocess.run(
-            command, cwd=tmp_path, env={"HOME": str(tmp_path)}, capture_output=True, text=True, timeout=60
+            command, cwd=tmp_path, env={"HOME": str(tmp_path)}, capture_output=True, text=True, timeout=PATIENCE
         )
         assert done.returncode == 1
         assert f"No module named '{name}'" in done.stderr

@@ -21,6 +21,7 @@ from chatledger.server.identity import Caller
 from chatledger.storage import ConversationStore
 from chatledger.storage.engine import Database
 from tests.conftest import OpenClient
+from tests.patience import PATIENCE
 from tests.test_completions import MESSAGE, TRANSCRIPT
 from tests.test_resources import CANARY
 from tests.test_tool_failures import clients_at
@@ -41,7 +42,7 @@ REQUESTS: dict[str, Callable[[Client], Awaitable[object]]] = {
 async def failure(client: Client, name: str, code: str, status: int) -> ErrorData:
     """The error of a request, in the contract's form; nothing of what was raised is in it."""
     with pytest.raises(MCPError) as raised:
-        await asyncio.wait_for(REQUESTS[name](client), 10)
+        await asyncio.wait_for(REQUESTS[name](client), PATIENCE)
     error = raised.value.error
     assert (error.code, error.data["code"], error.data["status"]) == (INTERNAL_ERROR, code, status), name
     assert error.message == f"{code}: {error.data['message']}"

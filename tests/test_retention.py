@@ -21,6 +21,7 @@ from chatledger.storage.errors import ConversationUnavailable
 from chatledger.storage.records import Holdings
 from chatledger.storage.retention import OldConversations, Retention
 from tests.conftest import connect, run_sql
+from tests.patience import PATIENCE
 from tests.test_bulk import whole
 
 Run = Callable[..., tuple[int, str, str]]
@@ -105,7 +106,7 @@ async def test_what_is_being_written_to_is_neither_deleted_nor_waited_for(
     await populate(store)
     writer = await connect(database_url)
     try:
-        async with asyncio.timeout(10), writer.transaction():
+        async with asyncio.timeout(PATIENCE), writer.transaction():
             touch = "UPDATE chatledger.conversations SET updated_at = now() WHERE user_id = 'alice' AND number = 1"
             await writer.execute(touch)
             assert [step async for step in Retention(store).delete("alice", YEAR_AGO)] == [Holdings(2, 5)]
@@ -132,7 +133,7 @@ async def test_appends_to_old_conversations_meanwhile_are_stored_or_refused_and_
     async def delete() -> int:
         return sum([step.conversations async for step in Retention(store).delete("alice", YEAR_AGO)])
 
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE):
         deleting = asyncio.create_task(delete())
         await asyncio.gather(*(write(number) for number in range(60, 0, -1)))
         deleted = await deleting + await delete()

@@ -13,6 +13,7 @@ from chatledger.storage.connection_queue import ConnectionQueue
 from chatledger.storage.errors import Unavailable
 from chatledger.storage.row_turns import RowTurns
 from tests.conftest import connect
+from tests.patience import PATIENCE
 
 HELLO = NewMessage(role="user", content="hello")
 ROW, OTHER = ("alice", 1), ("alice", 2)
@@ -34,10 +35,10 @@ async def test_a_row_has_so_many_turns_at_once_and_the_others_come_in_order() ->
     turns = at_most(2)
     calls = await started(turns, 5)
     assert [call.done() for call in calls] == [True, True, False, False, False]
-    await asyncio.wait_for(turns.take(OTHER), 1)
+    await asyncio.wait_for(turns.take(OTHER), PATIENCE)
     for served in (3, 4, 5):
         turns.give(ROW)
-        await asyncio.wait_for(calls[served - 1], 1)
+        await asyncio.wait_for(calls[served - 1], PATIENCE)
         assert sum(call.done() for call in calls) == served
 
 
@@ -48,18 +49,18 @@ async def test_who_waits_long_for_a_row_is_told_that_nothing_was_sent(monkeypatc
     with pytest.raises(Unavailable, match="held by other calls"):
         await turns.take(ROW)
     turns.give(ROW)
-    await asyncio.wait_for(turns.take(ROW), 1)
+    await asyncio.wait_for(turns.take(ROW), PATIENCE)
 
 
 async def test_who_waits_long_behind_others_that_have_their_turns_is_not_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(row_turns, "HELD_SECONDS", 0.2)
+    monkeypatch.setattr(row_turns, "HELD_SECONDS", 0.5)
     turns = at_most(1)
     calls = await started(turns, 8)
     for call in calls:
-        await asyncio.wait_for(call, 5)
-        await asyncio.wait(calls, timeout=0.1)  # in all four times as long as a row may be held
+        await asyncio.wait_for(call, PATIENCE)
+        await asyncio.wait(calls, timeout=0.25)  # in all four times as long as a row may be held
         turns.give(ROW)
     assert (turns._turns, turns._waiting, turns._moved) == ({}, {}, {})
 
@@ -68,10 +69,10 @@ async def test_a_row_that_nobody_changes_is_forgotten() -> None:
     turns = at_most(1)
     calls = await started(turns, 3)
     for call in calls:
-        await asyncio.wait_for(call, 1)
+        await asyncio.wait_for(call, PATIENCE)
         turns.give(ROW)
     assert (turns._turns, turns._waiting) == ({}, {})
-    await asyncio.wait_for(turns.take(ROW), 1)
+    await asyncio.wait_for(turns.take(ROW), PATIENCE)
 
 
 async def test_a_call_that_is_cancelled_takes_no_turn_with_it() -> None:
@@ -84,7 +85,7 @@ async def test_a_call_that_is_cancelled_takes_no_turn_with_it() -> None:
     await asyncio.wait([given_up])
     assert passed_over.cancelled()
     assert given_up.cancelled()
-    await asyncio.wait_for(next_one, 1)
+    await asyncio.wait_for(next_one, PATIENCE)
     turns.give(ROW)
     assert (turns._turns, turns._waiting) == ({}, {})
 
@@ -96,7 +97,7 @@ async def test_no_more_calls_wait_than_may(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(Unavailable, match="all connections"):
         await turns.take(ROW)
     turns.give(ROW)
-    await asyncio.wait_for(waiting, 1)
+    await asyncio.wait_for(waiting, PATIENCE)
 
 
 async def test_who_waits_for_a_row_is_told_when_all_connections_are_stuck_and_only_then(
@@ -111,7 +112,7 @@ async def test_who_waits_for_a_row_is_told_when_all_connections_are_stuck_and_on
     assert not waiting.done()
     await queue.take()
     with pytest.raises(Unavailable, match="all connections"):
-        await asyncio.wait_for(waiting, 1)
+        await asyncio.wait_for(waiting, PATIENCE)
 
 
 async def append(store: ConversationStore, user: str) -> None:
@@ -140,12 +141,12 @@ async def test_a_row_that_another_process_holds_leaves_connections_to_other_call
         await blocker.execute("BEGIN")
         await blocker.execute(f"SELECT FROM chatledger.{held} FOR UPDATE")
         waiting = [asyncio.create_task(change(store, "alice")) for _ in range(30)]
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             while store.database.connections()[0] < 5:
                 await asyncio.sleep(0.01)
             await asyncio.gather(*(change(store, "bob") for _ in range(30)))
         assert not any(call.done() for call in waiting)
     finally:
         await blocker.close()
-    await asyncio.wait_for(asyncio.gather(*waiting), 20)
+    await asyncio.wait_for(asyncio.gather(*waiting), PATIENCE)
     assert store.database.connections()[0] == 0

@@ -20,6 +20,7 @@ from chatledger.storage.database_url import read_database_url
 from chatledger.storage.errors import SchemaOutOfDate
 from chatledger.storage.models import SCHEMA, metadata
 from tests.conftest import connect, run_sql
+from tests.patience import PATIENCE
 
 COLUMNS = """
 SELECT table_name, column_name, data_type, domain_name, is_nullable, column_default
@@ -133,7 +134,7 @@ def test_four_threads_and_two_processes_migrate_once(empty_database_url: str) ->
     ]
     with ThreadPoolExecutor(4) as threads:
         answers = [str(answer) for answer in threads.map(schema.migrate, [empty_database_url] * 4)]
-    answers += [process.communicate(timeout=60)[0].strip() for process in processes]
+    answers += [process.communicate(timeout=PATIENCE)[0].strip() for process in processes]
     assert all(process.returncode == 0 for process in processes)
     assert sorted(answers) == [str((schema.REVISION, schema.REVISION))] * 5 + [str((None, schema.REVISION))]
 

@@ -15,6 +15,7 @@ from sqlalchemy import make_url
 
 from chatledger.server import cli, settings
 from chatledger.storage import engine
+from tests.patience import PATIENCE
 from tests.postgres_processes import ready_root
 
 PASSWORD, SECRET = "Wb7canaryWb7", "Qx9canary" * 5
@@ -138,7 +139,7 @@ def served(environment: dict[str, str], home: Path) -> tuple[str, int]:
     command = [str(Path(sys.executable).with_name("chatledger")), "serve"]
     clean = {"PATH": os.environ["PATH"], "HOME": str(home)} | environment
     done = subprocess.run(
-        command, env=clean, cwd=home, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60
+        command, env=clean, cwd=home, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE
     )
     return done.stdout + done.stderr, done.returncode
 

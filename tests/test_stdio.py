@@ -24,12 +24,12 @@ from mcp import Client, StdioServerParameters
 from mcp.client.stdio import stdio_client
 
 from chatledger.server.stdio_pipes import LONGEST_LINE
+from tests.patience import PATIENCE
 from tests.postgres_processes import empty_root, ready_root
 from tests.test_tools import call
 
 CHATLEDGER = str(Path(sys.executable).with_name("chatledger"))
 CANARY = "Wb7canaryWb7"
-PATIENCE = 30.0  # seconds for any answer: the contract's
 AT_THE_END = 10.0  # seconds for a process to end
 ENVELOPE = {
     "io.modelcontextprotocol/protocolVersion": "2026-07-28",
@@ -231,7 +231,7 @@ def test_an_acknowledged_append_outlives_a_kill_of_the_server(era: str, tmp_path
             assert repeat == receipt | {"deduplicated": True}
             assert server.leave() == 0
         stop, settings = [CHATLEDGER, "database", "stop"], environment(tmp_path, DATA_DIR=root)
-        stopped = subprocess.run(stop, env=settings, capture_output=True, text=True, timeout=60)
+        stopped = subprocess.run(stop, env=settings, capture_output=True, text=True, timeout=PATIENCE)
         assert (stopped.returncode, stopped.stdout, stopped.stderr) == (0, "", "stopped\n")
 
 
@@ -316,7 +316,7 @@ def test_a_file_is_served_to_a_file(tmp_path: Path) -> None:
     (tmp_path / "in").write_text(json.dumps(request) + "\n")
     with (tmp_path / "in").open() as stdin, (tmp_path / "out").open("w") as stdout:
         code = subprocess.run(
-            [CHATLEDGER, "serve"], stdin=stdin, stdout=stdout, env=environment(tmp_path), timeout=60, check=False
+            [CHATLEDGER, "serve"], stdin=stdin, stdout=stdout, env=environment(tmp_path), timeout=PATIENCE, check=False
         ).returncode
     assert code == 0
     answer = json.loads((tmp_path / "out").read_text())

@@ -23,6 +23,7 @@ from chatledger.server.identity import local_user
 from chatledger.storage import ConversationStore, schema
 from chatledger.storage.engine import Database
 from tests.conftest import OpenClient, database_at, run_sql
+from tests.patience import PATIENCE
 from tests.test_tool_arguments import NEEDED
 from tests.test_tools import call, with_messages
 
@@ -217,6 +218,6 @@ async def test_a_call_ends_by_its_own_deadline_however_many_statements_it_needs(
         with monkeypatch.context() as patched:
             patched.setattr("chatledger.server.app.CALL_SECONDS", 0.1)
             patched.setattr("chatledger.storage.store.ConversationStore.load_history", never)
-            assert_unavailable(await asyncio.wait_for(alice.call_tool("load_history", {}), 10))
-            assert_unavailable(await asyncio.wait_for(bob.call_tool("load_history", {}), 10))
+            assert_unavailable(await asyncio.wait_for(alice.call_tool("load_history", {}), PATIENCE))
+            assert_unavailable(await asyncio.wait_for(bob.call_tool("load_history", {}), PATIENCE))
         assert (await call(alice, "load_history"))["messages"] == []

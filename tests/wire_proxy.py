@@ -15,6 +15,8 @@ from typing import Literal, TypeAlias
 
 from sqlalchemy import make_url
 
+from tests.patience import PATIENCE
+
 Moment: TypeAlias = Literal["before", "after"]
 """Of a statement: before the server gets it, or after it was carried out and before its answer gets through."""
 
@@ -114,7 +116,7 @@ class WireProxy:
         self._server.close()
         self.cut_all()
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=10)
+            await asyncio.wait(self._tasks, timeout=PATIENCE)
 
     async def _accept(self, client_in: asyncio.StreamReader, client_out: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()

@@ -23,6 +23,7 @@ from typing import Any
 
 from chatledger.storage import ConversationStore, schema
 from chatledger.storage.embedded import EmbeddedPostgres, temporary
+from chatledger.storage.engine import CALL_SECONDS
 from tests.postgres_processes import ask, empty_root
 from tests.reliability import faults, full_disk, kills, real
 from tests.reliability.checker import violations
@@ -144,7 +145,7 @@ class Run:
 
     async def stopped(self) -> Figures:
         with empty_root() as root:
-            return await faults.stopped(root, self.seed, self.count(3), deadline=28.0, longest=15.0)
+            return await faults.stopped(root, self.seed, self.count(3), deadline=CALL_SECONDS)
 
     async def exhausted(self) -> Figures:
         return await faults.exhausted(self.url)

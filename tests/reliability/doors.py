@@ -19,7 +19,7 @@ from tests.reliability.history import Made, Receipt, Refused, Said, Stored, Unkn
 from tests.reliability.server_processes import CHATLEDGER, HttpServer, environment, token
 
 T = TypeVar("T")
-PATIENCE = 35.0  # seconds for an answer: longer than the contract's 30, so that the checker sees who was late
+ANSWER_SECONDS = 35.0  # seconds for an answer: longer than the contract's 30, so that the checker sees who was late
 ENVELOPE = {
     "io.modelcontextprotocol/protocolVersion": "2026-07-28",
     "io.modelcontextprotocol/clientInfo": {"name": "test", "version": "1"},
@@ -160,7 +160,7 @@ class HttpDoor(ToolDoor):
             f"connection: close\r\ncontent-length: {len(body)}\r\n\r\n"
         )
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(ANSWER_SECONDS):
                 status, data = await _exchange(self.server.port, head.encode() + body)
         except (OSError, TimeoutError, asyncio.IncompleteReadError) as exc:
             raise Unknown from exc
@@ -206,7 +206,7 @@ class StdioDoor(ToolDoor):
             self._write({"jsonrpc": "2.0", "id": number, "method": "tools/call", "params": params})
             if self._reading is None or self._reading.done():
                 raise ConnectionResetError("the server is gone")
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(ANSWER_SECONDS):
                 return _structured(await answer)
         except (OSError, TimeoutError) as exc:
             raise Unknown from exc
@@ -232,7 +232,7 @@ class StdioDoor(ToolDoor):
         assert self._process is not None
         assert self._process.stdin is not None
         self._process.stdin.close()
-        return await asyncio.wait_for(self._process.wait(), PATIENCE)
+        return await asyncio.wait_for(self._process.wait(), ANSWER_SECONDS)
 
     async def aclose(self) -> None:
         await self.kill()

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from tests.conftest import connect
+from tests.patience import PATIENCE
 
 _OTHERS = (
     "SELECT coalesce(state, 'starting') FROM pg_stat_activity "
@@ -20,7 +21,7 @@ async def connections(url: str) -> int:
     return len(await _states(url))
 
 
-async def until_quiet(url: str, at_most: int, within: float = 20.0) -> None:
+async def until_quiet(url: str, at_most: int, within: float = PATIENCE) -> None:
     """Return when others have at most so many connections, none of which is at work.
 
     Raises:
