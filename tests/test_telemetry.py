@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -341,8 +342,8 @@ def collecting() -> Iterator[Collector]:
         server.server_close()
 
 
-async def served_once(database_url: str, folder: Path, environment: dict[str, str]) -> str:
-    """Serve one call in a process of its own and stop it: what it said."""
+async def served_once(database_url: str, folder: Path, environment: dict[str, str]) -> tuple[str, float]:
+    """Serve one call in a process of its own and stop it: what it said, and how many seconds the stop took."""
     process = subprocess.Popen(
         [Path(sys.executable).with_name("chatledger"), "serve", "--transport", "http", "--port", "0"],
         env={"PATH": os.environ["PATH"], "HOME": str(folder), "CHATLEDGER_DATABASE_URL": database_url} | environment,
@@ -362,10 +363,11 @@ async def served_once(database_url: str, folder: Path, environment: dict[str, st
         call = {"name": "create_conversation", "arguments": {"title": CANARY}}
         body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": call}
         assert (await HttpServer(port, store).post(body, dict(HEADERS))).status == 200
+        began = time.monotonic()
         process.send_signal(signal.SIGTERM)
         _, rest = await asyncio.wait_for(asyncio.to_thread(process.communicate), PATIENCE)
         assert process.returncode == 0
-        return said + rest
+        return said + rest, time.monotonic() - began
     finally:
         process.kill()
         process.wait()
@@ -377,7 +379,7 @@ async def test_a_collector_gets_the_spans_of_a_server_by_the_time_that_it_has_st
     database_url: str, collector: Collector, tmp_path: Path
 ) -> None:
     key = {"OTEL_EXPORTER_OTLP_HEADERS": f"x-api-key={CANARY}-key"}
-    said = await served_once(database_url, tmp_path, {ENDPOINT: collector.url} | key)
+    said, _ = await served_once(database_url, tmp_path, {ENDPOINT: collector.url} | key)
     request = ExportTraceServiceRequest()
     for path, headers, body in collector.posted:
         assert (path, headers["x-api-key"]) == ("/v1/traces", f"{CANARY}-key")
@@ -398,10 +400,11 @@ async def test_a_collector_that_does_not_answer_holds_up_neither_a_call_nor_the_
 ) -> None:
     collector.answers.clear()
     patient = {"OTEL_EXPORTER_OTLP_TIMEOUT": str(2 * PATIENCE)}  # so long would the exporter itself try
-    await served_once(database_url, tmp_path, {ENDPOINT: collector.url} | patient)
+    _, seconds = await served_once(database_url, tmp_path, {ENDPOINT: collector.url} | patient)
+    assert seconds < 25  # the SDK's own stop waits for 30
     assert collector.posted
 
 
 async def test_a_server_that_cannot_leave_spans_says_so_and_serves(database_url: str, tmp_path: Path) -> None:
-    said = await served_once(database_url, tmp_path, {"OTEL_TRACES_EXPORTER": "console"})
+    said, _ = await served_once(database_url, tmp_path, {"OTEL_TRACES_EXPORTER": "console"})
     assert "http/protobuf only, and OTEL_... asks for something else; it goes on without spans" in said
