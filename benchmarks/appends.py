@@ -1,11 +1,15 @@
 """What does an append cost over a bare INSERT, and what do many callers gain by sharing statements?
 
-uv run python -m benchmarks.appends [--rounds 7] [--seconds 0.5] [--short]
+uv run python -m benchmarks.appends [--rounds 7] [--seconds 0.5] [--flush 0 1 3] [--short]
 
 One caller: `append_message` of the store against the INSERT of the same bytes in autocommit by asyncpg alone, into the
 same table with its indexes and its foreign key, and into a table with nothing but columns. Then many callers at once,
 with and without gathering, each on a conversation of its own, or all on one. Alternatives alternate in rounds; each
 figure is the median of the rounds' ratios, with their range.
+
+A commit waits until the log is on the disk. How long that takes is the disk's, from hundredths of a millisecond to some
+of them, and the ratios follow it: `--flush` names delays in ms that are added to every flush (`commit_delay`; commits
+that come meanwhile go with it), and everything is measured once with each.
 """
 
 from __future__ import annotations
@@ -108,12 +112,16 @@ def main() -> None:
     parser = results.parser(__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=0.5, help="of one side of a round")
+    parser.add_argument("--flush", type=float, nargs="+", default=[0.0], help="ms that are added to each flush")
     args = parser.parse_args()
     load = os.getloadavg()[0]
-    print("| what | ratio, median (range) | p50 ms |\n|---|---|---|")
-    with temporary() as url:
-        schema.migrate(url)
-        figures = asyncio.run(measure(url, 1 if args.short else args.rounds, 0.02 if args.short else args.seconds))
+    rounds, seconds = (1, 0.02) if args.short else (args.rounds, args.seconds)
+    figures: list[dict[str, Any]] = []
+    for added in args.flush:
+        print(f"\n{added:g} ms added to each flush\n\n| what | ratio, median (range) | p50 ms |\n|---|---|---|")
+        with temporary(commit_delay=f"{added * 1000:.0f}", commit_siblings="0") as url:
+            schema.migrate(url)
+            figures += [each | {"flush_ms": added} for each in asyncio.run(measure(url, rounds, seconds))]
     if not args.short:
         results.write("appends", figures, load_before=load)
 

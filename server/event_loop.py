@@ -8,8 +8,8 @@ import gc
 from collections.abc import Coroutine
 from typing import Any, Final
 
-# New objects before Python looks for cycles among them; by itself it does after 700. A history makes thousands, and the
-# imports at the start many more, none of them in a cycle (measured: a tenth of the CPU of a history).
+# New objects before Python looks for cycles among them; by itself it does after 700. A history makes thousands, none of
+# them in a cycle (measured: a tenth of a history's CPU).
 NEW_OBJECTS: Final = 20_000
 
 

@@ -22,6 +22,7 @@ from chatledger.server import answers
 
 # Bytes of a line: 100 messages of 10,000 characters, each escaped to 12 bytes, and room for the rest.
 LONGEST_LINE: Final = 16 * 1024 * 1024
+PIPE_BYTES: Final = 1024 * 1024  # as much as Linux lets anybody have; by itself a pipe holds a sixteenth of it
 FLUSH_SECONDS: Final = 5.0  # at the end, for a client that has stopped reading (chosen: hosts kill after a few)
 
 Reread: TypeAlias = Callable[[bytes], SessionMessage]
@@ -141,6 +142,7 @@ async def opened(reread: Reread) -> AsyncIterator[tuple[Incoming, Outgoing]]:
     nothing = os.open(os.devnull, os.O_RDONLY)
     wire_in, wire_out = _taken(0, nothing), _taken(1, 2)
     os.close(nothing)
+    _widen(wire_out)
     reader = asyncio.StreamReader(limit=LONGEST_LINE)
     in_pipe, _ = await loop.connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(os.dup(wire_in), "rb", buffering=0)
@@ -167,6 +169,14 @@ async def opened(reread: Reread) -> AsyncIterator[tuple[Incoming, Outgoing]]:
                 os.set_blocking(wire, True)  # others may have the other end of this very pipe
             os.dup2(wire, descriptor)
             os.close(wire)
+
+
+def _widen(pipe: int) -> None:
+    """Let it hold a long history, for which the client would else have to be woken a dozen times."""
+    import fcntl
+
+    with contextlib.suppress(AttributeError, OSError):  # elsewhere than on Linux, or no pipe, or many have theirs
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
 
 def _taken(descriptor: int, instead: int) -> int:
