@@ -5,7 +5,7 @@ uv run python -m benchmarks.appends [--rounds 7] [--seconds 0.5] [--flush 0 1 3]
 One caller: `append_message` of the store against the INSERT of the same bytes in autocommit by asyncpg alone, into the
 same table with its indexes and its foreign key, and into a table with nothing but columns. Then many callers at once,
 with and without gathering, each on a conversation of its own, or all on one. Alternatives alternate in rounds; each
-figure is the median of the rounds' ratios, with their range.
+figure is the median of the ratios of the quietest rounds, with their range.
 
 A commit waits until the log is on the disk. How long that takes is the disk's, from hundredths of a millisecond to some
 of them, and the ratios follow it: `--flush` names delays in ms that are added to every flush (`commit_delay`; commits
@@ -94,16 +94,16 @@ async def measure(url: str, rounds: int, seconds: float) -> list[dict[str, Any]]
                 pair = appends(gathering, users), appends(single, users)
                 pairs.append((f"{callers} callers, {what}, over ungathered: rate", *pair, callers))
         for name, ours, other, callers in pairs:
-            ratios: list[float] = []
-            delays: list[tuple[float, float]] = []
-            for _ in range(rounds):
+            measured = results.Rounds(rounds)
+            for _ in measured:
                 delay, rate = await delays_and_rate(ours, callers, seconds)
                 other_delay, other_rate = await delays_and_rate(other, callers, seconds)
-                ratios.append(delay / other_delay if callers == 1 else rate / other_rate)
-                delays.append((delay, other_delay))
-            p50 = [round(statistics.median(side), 2) for side in zip(*delays, strict=True)]
-            print(f"| {name} | {results.told(ratios)} | {p50[0]} for {p50[1]} |", flush=True)
-            found.append({"what": name, "ratio": round(statistics.median(ratios), 2), "p50_ms": p50})
+                measured.note((delay / other_delay if callers == 1 else rate / other_rate, delay, other_delay))
+            ratios, *delays = map(list, zip(*measured.kept(), strict=True))
+            p50 = [round(statistics.median(side), 2) for side in delays]
+            told, stolen = results.told(ratios), measured.stolen()
+            print(f"| {name} | {told} | {p50[0]} for {p50[1]} | {stolen} |", flush=True)
+            found.append({"what": name, "ratio": told, "p50_ms": p50, "stolen": stolen})
     await raw.close()
     return found
 
@@ -115,13 +115,14 @@ def main() -> None:
     parser.add_argument("--flush", type=float, nargs="+", default=[0.0], help="ms that are added to each flush")
     args = parser.parse_args()
     load = os.getloadavg()[0]
-    rounds, seconds = (1, 0.02) if args.short else (args.rounds, args.seconds)
+    how = (1, 0.02) if args.short else (args.rounds, args.seconds)
     figures: list[dict[str, Any]] = []
     for added in args.flush:
-        print(f"\n{added:g} ms added to each flush\n\n| what | ratio, median (range) | p50 ms |\n|---|---|---|")
+        print(f"\n{added:g} ms added to each flush\n")
+        print("| what | ratio, median (range) | p50 ms | stolen by the host |\n|---|---|---|---|", flush=True)
         with temporary(commit_delay=f"{added * 1000:.0f}", commit_siblings="0") as url:
             schema.migrate(url)
-            figures += [each | {"flush_ms": added} for each in asyncio.run(measure(url, rounds, seconds))]
+            figures += [each | {"flush_ms": added} for each in asyncio.run(measure(url, *how))]
     if not args.short:
         results.write("appends", figures, load_before=load)
 

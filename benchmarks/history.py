@@ -4,7 +4,8 @@ uv run python -m benchmarks.history [--rounds 15] [--short]
 
 The floor is asyncpg's `fetch` of the same rows by the same index, and orjson's `dumps` of them as dictionaries. Beside
 it: the store's window, the store's window as the tool's JSON, the tool over stdio read by the least client there can
-be, and the tool through the SDK's own client. Alternatives alternate in rounds; ratios are medians, with their range.
+be, and the tool through the SDK's own client. Alternatives alternate in rounds; ratios are medians of the
+quietest ones, with their range.
 """
 
 from __future__ import annotations
@@ -82,21 +83,25 @@ async def measure(folder: str, rounds: int) -> list[dict[str, Any]]:
             "over stdio, the least client": over_stdio,
             "over stdio, the SDK's client": by_the_sdk,
         }
-        seen: dict[str, list[float]] = {name: [] for name in ("floor", *calls)}
-        for number in range(rounds + 1):
-            for name, call in {"floor": floor, **calls}.items():
+        for call in (floor, *calls.values()):  # the first time warms
+            await call()
+        measured = results.Rounds(rounds)
+        for _ in measured:
+            took: list[float] = []
+            for call in (floor, *calls.values()):
                 began = time.perf_counter()
                 await call()
-                if number:  # the first warms
-                    seen[name].append((time.perf_counter() - began) * 1e3)
+                took.append((time.perf_counter() - began) * 1e3)
+            measured.note(took)
         await raw.close()
     await bare.stop()
     found = []
-    for name in calls:
-        ratios = [ours / base for ours, base in zip(seen[name], seen["floor"], strict=True)]
-        p50 = statistics.median(seen[name]), statistics.median(seen["floor"])
-        print(f"| {name} | {results.told(ratios)} | {p50[0]:.1f} for {p50[1]:.1f} |", flush=True)
-        found.append({"what": name, "ratio": round(statistics.median(ratios), 2), "p50_ms": [round(p, 2) for p in p50]})
+    bases, *sides = zip(*measured.kept(), strict=True)
+    for name, side in zip(calls, sides, strict=True):
+        told = results.told([ours / base for ours, base in zip(side, bases, strict=True)])
+        p50 = [round(statistics.median(each), 2) for each in (side, bases)]
+        print(f"| {name} | {told} | {p50[0]} for {p50[1]} | {measured.stolen()} |", flush=True)
+        found.append({"what": name, "ratio": told, "p50_ms": p50, "stolen": measured.stolen()})
     return found
 
 
@@ -105,7 +110,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     args = parser.parse_args()
     load = os.getloadavg()[0]
-    print("| a history of 1,000 messages | over fetch and orjson | p50 ms |\n|---|---|---|")
+    print("| a history of 1,000 messages | over fetch and orjson | p50 ms | stolen by the host |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         figures = asyncio.run(measure(folder, 2 if args.short else args.rounds))
     if not args.short:
