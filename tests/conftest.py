@@ -14,7 +14,6 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, context
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import asyncpg
 import pytest
 from mcp import Client
 from sqlalchemy import make_url
@@ -22,9 +21,9 @@ from sqlalchemy import make_url
 from chatledger.server.app import make_server
 from chatledger.server.identity import local_user
 from chatledger.storage import ConversationStore, Limits, schema
-from chatledger.storage.database_url import read_database_url
 from chatledger.storage.embedded import temporary
 from tests import engine_under_test
+from tests.driver import connect
 
 if TYPE_CHECKING:
     from tests.auth_server import Serve, Served
@@ -63,13 +62,6 @@ def postgres_url() -> Iterator[str]:
         return
     with temporary(fsync="off", full_page_writes="off", max_connections="300") as url:
         yield url
-
-
-async def connect(url: str) -> Any:
-    """A plain driver connection, for what a test looks at behind the store's back."""
-    target = read_database_url(url)
-    place = target.url.translate_connect_args(username="user") | dict(target.url.query)
-    return await asyncpg.connect(**place, **target.connect_args)
 
 
 def run_sql(url: str, *statements: str) -> list[Any]:

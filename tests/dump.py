@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from chatledger.storage.embedded import cluster
-from tests.conftest import connect, run_sql
+from tests.conftest import run_sql
+from tests.driver import connect
 from tests.patience import PATIENCE
 
 CHECKOUT = Path(__file__).resolve().parent.parent

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from tests.conftest import connect
+from tests.driver import connect
 from tests.engine_under_test import on_nodes
 from tests.patience import PATIENCE
 

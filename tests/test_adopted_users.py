@@ -22,7 +22,8 @@ from chatledger.storage.errors import ConversationUnavailable, UnknownUser
 from chatledger.storage.records import Conversation, WholeConversation
 from chatledger.storage.tokens import TokenStore
 from chatledger.transfer.importing import import_paths
-from tests.conftest import OpenClient, connect, run_sql
+from tests.conftest import OpenClient, run_sql
+from tests.driver import connect
 from tests.host_application import HOSTS, Host, install, quoted
 from tests.test_stdio import CHATLEDGER, environment
 from tests.test_tools import call, refused

@@ -19,7 +19,8 @@ from chatledger.storage import schema
 from chatledger.storage.adoption import UsersTableRefused, adopt
 from chatledger.storage.errors import SchemaOutOfDate, Unavailable
 from chatledger.storage.models import metadata
-from tests.conftest import connect, run_sql
+from tests.conftest import run_sql
+from tests.driver import connect
 from tests.host_application import HOSTS, Host, Run, dump, install, refusal, runner, store_as
 from tests.test_schema import described, engine_at
 

@@ -19,7 +19,7 @@ from chatledger.storage.errors import (
 )
 from chatledger.storage.query import Query
 from chatledger.storage.records import ConversationRef, Receipt
-from tests.conftest import connect
+from tests.driver import connect
 from tests.patience import PATIENCE
 from tests.wire_proxy import WireProxy
 

@@ -19,9 +19,10 @@ from chatledger.storage import ConversationStore, NewMessage, StorageError
 from chatledger.storage.errors import SequenceConflict
 from chatledger.storage.query import OWNED_BY
 from chatledger.storage.records import Conversation, Receipt
+from tests.driver import connect
 from tests.lock_waits import looking, until_waiting
 from tests.patience import PATIENCE
-from tests.writer_process import GATE, connect
+from tests.writer_process import GATE
 
 HELLO = NewMessage(role="user", content="hello")
 

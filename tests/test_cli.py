@@ -22,7 +22,8 @@ from chatledger.server import settings
 from chatledger.server.cli import main
 from chatledger.storage.embedded import EmbeddedPostgres
 from chatledger.storage.schema import REVISION
-from tests.conftest import connect, database_at, run_sql
+from tests.conftest import database_at, run_sql
+from tests.driver import connect
 from tests.patience import PATIENCE
 from tests.postgres_processes import ready_root
 

@@ -13,7 +13,8 @@ import pytest
 
 from chatledger.storage import ConversationStore, NewMessage
 from chatledger.storage.errors import ConversationUnavailable, StorageError, Unavailable
-from tests.conftest import connect, run_sql
+from tests.conftest import run_sql
+from tests.driver import connect
 from tests.lock_waits import until_waiting
 from tests.patience import PATIENCE
 from tests.wire_proxy import Moment, WireProxy

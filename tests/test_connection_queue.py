@@ -13,7 +13,7 @@ from chatledger.storage.engine import Database
 from chatledger.storage.errors import Unavailable
 from chatledger.storage.query import Query
 from chatledger.storage.source import ExternalDatabase
-from tests.conftest import connect
+from tests.driver import connect
 from tests.patience import PATIENCE
 
 SIZE = 2

@@ -17,7 +17,8 @@ from chatledger.storage.adoption import UsersTableRefused, adopt
 from chatledger.storage.errors import TooLarge, Unforeseen, translate
 from chatledger.storage.query import OWNED_BY
 from chatledger.storage.row_security import RowSecurityRefused
-from tests.conftest import connect, run_sql
+from tests.conftest import run_sql
+from tests.driver import connect
 from tests.engine_under_test import ON_A_CLUSTER, Engine, report
 from tests.host_application import Run, runner
 from tests.test_queries import BUSY, USER, samples

@@ -14,7 +14,8 @@ from chatledger.storage import ConversationStore, NewMessage, schema
 from chatledger.storage.diagnosis import Problem, diagnose
 from chatledger.storage.errors import SchemaOutOfDate, translate
 from chatledger.storage.source import ExternalDatabase
-from tests.conftest import connect, database_at, run_sql
+from tests.conftest import database_at, run_sql
+from tests.driver import connect
 
 
 def complaints(url: str) -> list[Problem]:

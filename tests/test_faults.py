@@ -14,7 +14,7 @@ import pytest
 
 from chatledger.storage import ConversationStore
 from chatledger.storage.embedded import EmbeddedPostgres
-from tests.conftest import connect
+from tests.driver import connect
 from tests.lock_waits import until_waiting
 from tests.patience import PATIENCE
 from tests.postgres_processes import QUICK, ready_root

@@ -19,7 +19,8 @@ from chatledger.storage import ConversationStore, NewMessage, schema
 from chatledger.storage.embedded import EmbeddedPostgres
 from chatledger.storage.errors import SchemaOutOfDate, StorageError, Unavailable
 from tests import dump
-from tests.conftest import connect, run_sql
+from tests.conftest import run_sql
+from tests.driver import connect
 from tests.patience import PATIENCE
 from tests.postgres_processes import copied_root, empty_root
 

@@ -27,7 +27,8 @@ from chatledger.storage.engine import CALL_SECONDS
 from chatledger.storage.errors import ConversationUnavailable, Unavailable
 from chatledger.storage.records import Conversation, Holdings
 from chatledger.storage.tokens import TokenStore
-from tests.conftest import connect, run_sql
+from tests.conftest import run_sql
+from tests.driver import connect
 from tests.patience import PATIENCE
 from tests.pgbouncer import PgBouncer
 from tests.test_stdio import served

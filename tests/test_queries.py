@@ -30,7 +30,7 @@ from chatledger.storage.records import ConversationRef, WholeConversation
 from chatledger.storage.search_queries import Place
 from chatledger.storage.search_terms import parse, search_for
 from chatledger.storage.validation import MessageColumns
-from tests.conftest import connect
+from tests.driver import connect
 
 MODULES = (
     bulk_queries,
@@ -217,7 +217,7 @@ def populated_url(postgres_url: str, template: str) -> Iterator[str]:
 @pytest.fixture
 async def plan_of(populated_url: str) -> AsyncIterator[Callable[[Query], Any]]:
     """Runs a statement and gives its plan; what it changed is rolled back."""
-    connection = await connect(populated_url)
+    connection = await connect(populated_url, **SERVER_SETTINGS)
 
     async def explain(query: Query) -> dict[str, Any]:
         transaction = connection.transaction()
@@ -320,7 +320,7 @@ async def test_a_statement_uses_the_index_that_it_names_and_touches_few_pages(
 @pytest.mark.parametrize("ref", [BUSY, 1], ids=["by id", "by number"])
 async def test_a_table_that_is_still_small_is_not_read_whole(ref: ConversationRef, database_url: str) -> None:
     """For a connection keeps the plan that is made for any arguments, and the table grows."""
-    connection = await connect(database_url)
+    connection = await connect(database_url, **SERVER_SETTINGS)
     try:
         for statement in (*SMALL, *SETTINGS):
             await connection.execute(statement)
@@ -340,7 +340,7 @@ async def test_a_table_that_is_still_small_is_not_read_whole(ref: ConversationRe
 
 
 async def test_a_budget_that_is_spent_soon_is_looked_for_in_few_messages(database_url: str) -> None:
-    connection = await connect(database_url)
+    connection = await connect(database_url, **SERVER_SETTINGS)
     try:
         for statement in SMALL[:2]:
             await connection.execute(statement)

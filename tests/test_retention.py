@@ -20,7 +20,8 @@ from chatledger.storage.bulk_queries import read_conversations
 from chatledger.storage.errors import ConversationUnavailable
 from chatledger.storage.records import Holdings
 from chatledger.storage.retention import OldConversations, Retention
-from tests.conftest import connect, run_sql
+from tests.conftest import run_sql
+from tests.driver import connect
 from tests.patience import PATIENCE
 from tests.test_bulk import whole
 

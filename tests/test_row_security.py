@@ -26,7 +26,8 @@ from chatledger.storage.embedded import temporary
 from chatledger.storage.errors import ConversationUnavailable, Unavailable, UnknownUser
 from chatledger.storage.source import ExternalDatabase
 from chatledger.storage.tokens import TokenStore
-from tests.conftest import connect, database_at, run_sql
+from tests.conftest import database_at, run_sql
+from tests.driver import connect
 from tests.owner_predicates import WatchedStore, mutants, small_search
 from tests.pgbouncer import PgBouncer
 from tests.probes import Inquiry, inquire

@@ -12,7 +12,7 @@ from chatledger.storage import ConversationStore, NewMessage, connection_queue, 
 from chatledger.storage.connection_queue import ConnectionQueue
 from chatledger.storage.errors import Unavailable
 from chatledger.storage.row_turns import RowTurns
-from tests.conftest import connect
+from tests.driver import connect
 from tests.patience import PATIENCE
 
 HELLO = NewMessage(role="user", content="hello")

@@ -19,7 +19,8 @@ from chatledger.storage import ConversationStore, schema
 from chatledger.storage.database_url import read_database_url
 from chatledger.storage.errors import SchemaOutOfDate
 from chatledger.storage.models import SCHEMA, metadata
-from tests.conftest import connect, run_sql
+from tests.conftest import run_sql
+from tests.driver import connect
 from tests.patience import PATIENCE
 
 COLUMNS = """

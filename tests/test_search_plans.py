@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from chatledger.storage import search_queries
+from chatledger.storage.database_url import SERVER_SETTINGS
 from chatledger.storage.search_terms import parse
 from tests.conftest import database_at, run_sql
 
@@ -66,7 +67,7 @@ async def test_a_search_of_a_large_user_reads_that_users_rows_only_and_few_of_th
     import json
 
     from chatledger.storage.search_terms import search_for
-    from tests.conftest import connect
+    from tests.driver import connect
 
     statement = search_queries.search_messages(
         "user-0",
@@ -78,7 +79,7 @@ async def test_a_search_of_a_large_user_reads_that_users_rows_only_and_few_of_th
         after=None,
         limit=11,
     )
-    connection = await connect(large_url)
+    connection = await connect(large_url, **SERVER_SETTINGS)
     rows = await connection.fetch(statement.sql, *statement.args)
     await connection.execute(f"PREPARE searched AS {statement.sql}")
     values = ", ".join(map(as_literal, statement.args))

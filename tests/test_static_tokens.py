@@ -19,7 +19,7 @@ from chatledger.storage.bulk import BulkStore
 from chatledger.storage.errors import InvalidArgument, Unavailable
 from chatledger.storage.records import Holdings
 from chatledger.storage.tokens import ApiToken, TokenStore
-from tests.conftest import connect
+from tests.driver import connect
 
 SHAPE = re.compile(r"chatledger_([0-9a-f]{12})_[0-9a-f]{64}")
 US = "https://ledger.example/mcp"

@@ -23,7 +23,8 @@ from chatledger.server.app import make_server
 from chatledger.server.identity import local_user
 from chatledger.storage import ConversationStore, NewMessage
 from chatledger.storage.tokens import PREFIX
-from tests.conftest import connect, database_at, run_sql
+from tests.conftest import database_at, run_sql
+from tests.driver import connect
 
 OWNER, PROBER = "alice", "bob"
 WORD = re.compile(r"zq\d+owned")

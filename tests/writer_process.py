@@ -11,20 +11,11 @@ import sys
 from typing import Any
 from uuid import UUID
 
-import asyncpg
-
 from chatledger.storage import ConversationStore, NewMessage, StorageError
-from chatledger.storage.database_url import read_database_url
+from tests.driver import connect
 
 GATE = 7_001
 """An advisory lock, which a test holds alone until all writers wait for it."""
-
-
-async def connect(url: str) -> Any:
-    """A plain driver connection."""
-    target = read_database_url(url)
-    place = target.url.translate_connect_args(username="user") | dict(target.url.query)
-    return await asyncpg.connect(**place, **target.connect_args)
 
 
 async def repeat(store: ConversationStore, conversation: UUID, order: dict[str, Any]) -> list[list[Any]]:

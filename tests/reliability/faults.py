@@ -18,7 +18,7 @@ from chatledger.storage import ConversationStore, NewMessage
 from chatledger.storage.engine import CALL_SECONDS, POOL_OVERFLOW, POOL_SIZE, Database
 from chatledger.storage.errors import Unavailable
 from chatledger.storage.source import ExternalDatabase
-from tests.conftest import connect
+from tests.driver import connect
 from tests.lock_waits import until_waiting
 from tests.patience import PATIENCE
 from tests.postgres_processes import postmaster_of

@@ -23,7 +23,7 @@ import asyncpg
 from chatledger.storage import ConversationStore, NewMessage
 from chatledger.storage.embedded import EmbeddedPostgres
 from chatledger.storage.errors import Unavailable
-from tests.conftest import connect
+from tests.driver import connect
 
 # The database takes 33 MiB and its write-ahead log 16 to 32; to recover after running full, one segment of 16 more.
 MOUNT = "mount -t tmpfs -o size={size}m,mode=0711 chatledger-test {place}"

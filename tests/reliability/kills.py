@@ -19,7 +19,7 @@ from typing import Any
 
 from chatledger.storage import ConversationStore
 from chatledger.storage.embedded import EmbeddedPostgres
-from tests.conftest import connect
+from tests.driver import connect
 from tests.postgres_processes import postmaster_of
 from tests.reliability.doors import HttpDoor, StdioDoor, StoreDoor, ToolDoor
 from tests.reliability.history import Call, Door, History, Refused, Said, Unknown

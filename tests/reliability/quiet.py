@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import Any
 
-from tests.conftest import connect
+from tests.driver import connect
 from tests.patience import PATIENCE
 
 _OTHERS = (

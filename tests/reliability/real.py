@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from chatledger.storage import ConversationStore
-from tests.conftest import connect
+from tests.driver import connect
 from tests.reliability.doors import HttpDoor, StdioDoor, StoreDoor
 from tests.reliability.history import Door, History
 from tests.reliability.quiet import until_quiet
