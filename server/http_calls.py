@@ -30,7 +30,6 @@ from mcp.types import (
     ErrorData,
 )
 from mcp.types.version import HANDSHAKE_PROTOCOL_VERSIONS, MODERN_PROTOCOL_VERSIONS
-from pydantic_core import to_json
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -63,8 +62,7 @@ class ToolCalls:
         if call is None or not self._answers(call.params["name"]):
             await self._app(scope, receive, send)
             return
-        texts: list[str] = []
-        noting = answers.ON_STAND_IN.set(texts.append)
+        standing_in = answers.STANDING_IN.set(True)
         status = 200
         answer: dict[str, Any] = {"jsonrpc": "2.0", "id": call.id}
         try:
@@ -78,8 +76,8 @@ class ToolCalls:
             if call.version in MODERN_PROTOCOL_VERSIONS:
                 status = ERROR_CODE_HTTP_STATUS.get(error.code, 200)
         finally:
-            answers.ON_STAND_IN.reset(noting)  # the next request of a connection may begin in this one's context
-        body = b"".join(answers.completed(to_json(answer), texts[0])) if texts else to_json(answer)
+            answers.STANDING_IN.reset(standing_in)  # the next request of a connection may begin in this one's context
+        body = b"".join(answers.written(answer))
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})

@@ -7,13 +7,14 @@ among them, the SDK first tries to read a string as JSON, so that the title `nul
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import cache
 from typing import Annotated, Any, Final, Literal, TypeAlias
 from uuid import UUID
 
+import orjson
 from pydantic import BaseModel, ConfigDict, Field
-from pydantic_core import to_json
 
 from chatledger.storage import limits
 from chatledger.storage.errors import InvalidArgument
@@ -201,16 +202,24 @@ def receipt_view(receipt: Receipt) -> dict[str, Any]:
     }
 
 
-_NOTHING_ELSE: Final = (None,) * len(Message._fields[4:])
+def message_views(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Messages; what is absent is left out.
 
-
-def message_view(message: Message) -> dict[str, Any]:
-    """A message; what is absent is left out."""
-    seq, role, content, created_at = message[:4]
-    view: dict[str, Any] = {"seq": seq, "role": role, "content": content, "created_at": _time(created_at)}
-    if message[4:] != _NOTHING_ELSE:
-        view |= {name: value for name, value in zip(Message._fields[4:], message[4:], strict=True) if value is not None}
-    return view
+    By columns, not by messages: a thousand take half the time.
+    """
+    if not messages:
+        return []
+    seqs, roles, contents, times, *others = zip(*messages, strict=True)
+    views: list[dict[str, Any]] = [
+        {"seq": seq, "role": role, "content": content, "created_at": _time(time)}
+        for seq, role, content, time in zip(seqs, roles, contents, times, strict=True)
+    ]
+    for name, column in zip(Message._fields[4:], others, strict=True):
+        if column.count(None) < len(column):
+            for view, value in zip(views, column, strict=True):
+                if value is not None:
+                    view[name] = str(value) if name == "id" else value
+    return views
 
 
 def window_view(window: HistoryWindow, max_tokens: int) -> dict[str, Any]:
@@ -218,7 +227,7 @@ def window_view(window: HistoryWindow, max_tokens: int) -> dict[str, Any]:
     before, after = window.omitted_before, window.omitted_after
     view: dict[str, Any] = {
         "conversation": conversation_view(window.conversation),
-        "messages": [message_view(message) for message in window.messages],
+        "messages": message_views(window.messages),
         "has_more_before": before > 0,
         "has_more_after": after > 0,
         "omitted_before": before,
@@ -246,7 +255,7 @@ _INVISIBLE_OR_CONTROL = re.compile(rf"[\x00-\x08\x0b\x0c\x0e-\x1f{_HIDDEN}]|\r(?
 
 def compact_json(value: object) -> str:
     """JSON without spaces, with invisible characters escaped."""
-    text: str = to_json(value).decode()
+    text = orjson.dumps(value, option=orjson.OPT_UTC_Z).decode()
     plain = "\x7f" not in text if text.isascii() else text.isprintable()
     return text if plain else _INVISIBLE.sub(_escape, text)
 

@@ -18,7 +18,7 @@ from chatledger.server.app import LedgerServer
 async def serve_stdio(server: LedgerServer) -> None:
     """Serve the process's stdin and stdout until stdin ends. Nothing else that is printed meanwhile reaches stdout."""
     if stdio_pipes.usable():
-        answers.ON_STAND_IN.set(lambda _: None)  # the pipes find the text in the answer itself
+        answers.STANDING_IN.set(True)
         async with stdio_pipes.opened(_reread) as (incoming, outgoing):
             await server.run_streams(incoming, outgoing)
     else:

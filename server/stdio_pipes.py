@@ -68,7 +68,7 @@ class Outgoing(_Stream):
     """Messages to the client, a line each. Those of one turn of the loop go out in one write."""
 
     def __init__(self, writer: asyncio.StreamWriter) -> None:
-        self._writer, self._pieces = writer, list[bytes | memoryview]()
+        self._writer, self._pieces = writer, list[bytes]()
         self._loop = asyncio.get_running_loop()
 
     async def send(self, item: SessionMessage, /) -> None:
@@ -77,9 +77,11 @@ class Outgoing(_Stream):
             await self._writer.drain()
         if not self._pieces:
             self._loop.call_soon(self._write)
-        line = _ANY_MESSAGE.dump_json(item.message, by_alias=True, exclude_unset=True)
-        text = answers.text_of(item.message.result) if isinstance(item.message, JSONRPCResponse) else None
-        self._pieces += [line] if text is None else answers.completed(line, text)
+        message = item.message
+        if isinstance(message, JSONRPCResponse):
+            self._pieces += answers.written({"jsonrpc": "2.0", "id": message.id, "result": message.result})
+        else:
+            self._pieces.append(_ANY_MESSAGE.dump_json(message, by_alias=True, exclude_unset=True))
         self._pieces.append(b"\n")
 
     async def flush(self) -> None:

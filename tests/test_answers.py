@@ -18,7 +18,8 @@ from tests.test_stdio import served
 
 STAND_IN = json.dumps({"structuredContent": answers.STAND_IN}, separators=(",", ":"))[1:-1]
 # What looks like a stand-in, as itself and as it stands in a JSON text; quotes, controls, the invisible, other scripts.
-HOSTILE = f'{STAND_IN} {json.dumps(STAND_IN)} "\\"\\\\" \x00\x7f\u200b\u202e\U000e0041 你好 Ä …'.replace("\x00", "\x01")
+LIKE_ONE = f'{STAND_IN} "text":"" {json.dumps(STAND_IN)}'
+HOSTILE = LIKE_ONE + ' "\\"\\\\" \x01\x7f\u200b\u202e\U000e0041 你好 Ä …'
 
 
 def checked(result: dict[str, Any]) -> dict[str, Any]:
