@@ -101,9 +101,9 @@ async def measure(url: str, rounds: int, seconds: float) -> list[dict[str, Any]]
                 measured.note((delay / other_delay if callers == 1 else rate / other_rate, delay, other_delay))
             ratios, *delays = map(list, zip(*measured.kept(), strict=True))
             p50 = [round(statistics.median(side), 2) for side in delays]
-            told, stolen = results.told(ratios), measured.stolen()
-            print(f"| {name} | {told} | {p50[0]} for {p50[1]} | {stolen} |", flush=True)
-            found.append({"what": name, "ratio": told, "p50_ms": p50, "stolen": stolen})
+            stolen = measured.stolen()
+            print(f"| {name} | {results.told(ratios)} | {p50[0]} for {p50[1]} | {stolen} |", flush=True)
+            found.append({"what": name, **results.ratio(ratios), "p50_ms": p50, "stolen": stolen})
     await raw.close()
     return found
 

@@ -98,10 +98,10 @@ async def measure(folder: str, rounds: int) -> list[dict[str, Any]]:
     found = []
     bases, *sides = zip(*measured.kept(), strict=True)
     for name, side in zip(calls, sides, strict=True):
-        told = results.told([ours / base for ours, base in zip(side, bases, strict=True)])
+        ratios = [ours / base for ours, base in zip(side, bases, strict=True)]
         p50 = [round(statistics.median(each), 2) for each in (side, bases)]
-        print(f"| {name} | {told} | {p50[0]} for {p50[1]} | {measured.stolen()} |", flush=True)
-        found.append({"what": name, "ratio": told, "p50_ms": p50, "stolen": measured.stolen()})
+        print(f"| {name} | {results.told(ratios)} | {p50[0]} for {p50[1]} | {measured.stolen()} |", flush=True)
+        found.append({"what": name, **results.ratio(ratios), "p50_ms": p50, "stolen": measured.stolen()})
     return found
 
 

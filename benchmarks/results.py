@@ -79,6 +79,12 @@ def told(ratios: list[float]) -> str:
     return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
 
 
+def ratio(ratios: list[float]) -> dict[str, Any]:
+    """The same for a file."""
+    low, middle, high = (round(one, 2) for one in (min(ratios), statistics.median(ratios), max(ratios)))
+    return {"ratio": middle, "range": [low, high]}
+
+
 def write(experiment: str, figures: Any, *, load_before: float) -> None:
     """Into `results/EXPERIMENT.json`, over what an earlier run wrote."""
     commit = subprocess.run(
