@@ -6,6 +6,7 @@ One client is the official SDK's, the other one a few lines that believe nothing
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import select
@@ -23,14 +24,14 @@ import pytest
 from mcp import Client, StdioServerParameters
 from mcp.client.stdio import stdio_client
 
-from chatledger.server.stdio_pipes import LONGEST_LINE
+from chatledger.server.stdio_pipes import LONGEST_LINE, PIPE_BYTES
 from tests.patience import PATIENCE
 from tests.postgres_processes import empty_root, ready_root
 from tests.test_tools import call
 
 CHATLEDGER = str(Path(sys.executable).with_name("chatledger"))
 CANARY = "Wb7canaryWb7"
-AT_THE_END = 10.0  # seconds for a process to end
+AT_ONCE = 10.0  # seconds: sooner than a connection is given up
 ENVELOPE = {
     "io.modelcontextprotocol/protocolVersion": "2026-07-28",
     "io.modelcontextprotocol/clientInfo": {"name": "test", "version": "1"},
@@ -139,10 +140,10 @@ class Lines:
         structured: dict[str, Any] = result["structuredContent"]
         return structured
 
-    def leave(self) -> int:
+    def leave(self, within: float = PATIENCE) -> int:
         """End the input; the exit code. Nothing but messages may have come before the end."""
         self.stdin.close()
-        code = self.process.wait(AT_THE_END)
+        code = self.process.wait(within)
         for line in (self.unread + self.stdout.read()).splitlines():
             assert json.loads(line)["jsonrpc"] == "2.0"
         return code
@@ -192,11 +193,11 @@ def test_it_ends_at_once_although_the_database_was_never_reached(
         server.send("tools/call", name="list_conversations", arguments={})
         if how == "SIGTERM":
             server.process.terminate()
-            assert server.process.wait(AT_THE_END) in (0, -signal.SIGTERM, 128 + signal.SIGTERM)
+            assert server.process.wait(AT_ONCE) in (0, -signal.SIGTERM, 128 + signal.SIGTERM)
         else:
             if how == "end of input in mid-line":
                 server.stdin.write(b'{"jsonrpc": "2.0", "id": 99, "met')
-            assert server.leave() == 0
+            assert server.leave(AT_ONCE) == 0
         assert "Traceback" not in server.log.read_text()
 
 
@@ -347,6 +348,14 @@ def test_a_client_that_is_behind_with_reading_gets_every_answer_in_the_end(tmp_p
         assert server.leave() == 0
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the size of a pipe is the system's")
+def test_the_pipe_to_the_client_holds_a_long_history(tmp_path: Path, database_url: str) -> None:
+    with served("legacy", tmp_path, DATABASE_URL=database_url) as server:
+        server.call("create_conversation")
+        assert fcntl.fcntl(server.stdout, fcntl.F_GETPIPE_SZ) == PIPE_BYTES
+        assert server.leave() == 0
+
+
 def test_a_client_that_never_reads_does_not_keep_the_server_from_ending(tmp_path: Path, database_url: str) -> None:
     with served("legacy", tmp_path, DATABASE_URL=database_url) as server:
         server.call("create_conversation")
@@ -355,4 +364,4 @@ def test_a_client_that_never_reads_does_not_keep_the_server_from_ending(tmp_path
         for _ in range(20):
             server.send("tools/call", name="load_history", arguments={"max_tokens": 200_000})
         server.stdin.close()
-        assert server.process.wait(AT_THE_END + 5) == 0
+        assert server.process.wait(PATIENCE) == 0
