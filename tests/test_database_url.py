@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import ssl
 from pathlib import Path
 from urllib.parse import quote
@@ -18,7 +17,7 @@ from chatledger.storage.database_url import (
     read_database_url,
 )
 from chatledger.storage.errors import Unavailable
-from tests.conftest import run_sql
+from chatledger.storage.query import Query
 
 DIRECT = "postgresql://owner:npg_s3cret@ep-cool-darkness-a1b2c3d4.us-east-2.aws.neon.tech/neondb"
 POOLED = DIRECT.replace("a1b2c3d4.", "a1b2c3d4-pooler.")
@@ -255,8 +254,7 @@ async def test_a_store_tells_what_is_wrong_with_its_url_and_not_the_password() -
         assert "db.example" not in refused.value.message
 
 
-async def test_limits_of_the_server_hold_on_a_direct_connection(database_url: str) -> None:
-    limits = SERVER_SETTINGS if read_database_url(database_url).direct else {}
-    rows = await asyncio.to_thread(run_sql, database_url, "SELECT name, setting, reset_val FROM pg_settings")
-    found = {row["name"]: row["setting"] for row in rows}
+async def test_limits_of_the_server_hold_on_a_direct_connection(store: ConversationStore) -> None:
+    found = dict(await store.database.read(Query("SELECT name, setting FROM pg_settings", ())))
+    limits = SERVER_SETTINGS if (await store.database._ready()).connections.direct else {}
     assert {name: found[name] for name in limits} == limits
