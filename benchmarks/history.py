@@ -11,6 +11,7 @@ quietest ones, with their range.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import statistics
@@ -85,6 +86,7 @@ async def measure(folder: str, rounds: int) -> list[dict[str, Any]]:
         }
         for call in (floor, *calls.values()):  # the first time warms
             await call()
+        gc.freeze()  # what the imports left is not looked through for garbage in the middle of a round
         measured = results.Rounds(rounds)
         for _ in measured:
             took: list[float] = []

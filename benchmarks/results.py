@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parent / "results"
-QUIET = 0.02  # of the processors: what the host may take for others in a quiet round (chosen: a tick or two)
-TRIES = 5  # rounds at the most for each that is kept (chosen: what a minute becomes at the most)
+# Of the processors: what the host may take for others in a quiet round (chosen). Linux counts hundredths of a second,
+# so that in a round of a tenth nothing may have been taken.
+QUIET = 0.02
+TRIES = 5  # rounds at the most for each that is kept (chosen: a measurement takes five times as long at the most)
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
@@ -18,9 +19,12 @@ from chatledger.server.app import LedgerServer
 async def serve_stdio(server: LedgerServer) -> None:
     """Serve the process's stdin and stdout until stdin ends. Nothing else that is printed meanwhile reaches stdout."""
     if stdio_pipes.usable():
-        answers.STANDING_IN.set(True)
-        async with stdio_pipes.opened(_reread) as (incoming, outgoing):
-            await server.run_streams(incoming, outgoing)
+        standing_in = answers.STANDING_IN.set(True)
+        try:
+            async with stdio_pipes.opened(_reread) as (incoming, outgoing):
+                await server.run_streams(incoming, outgoing)
+        finally:
+            answers.STANDING_IN.reset(standing_in)
     else:
         await _serve_anything(server)
 
@@ -58,10 +62,20 @@ def _reread(line: Any) -> SessionMessage:
         read = json.loads(line) if isinstance(line, str | bytes) else line
     except (ValueError, RecursionError):
         read = None
+    fields = read if isinstance(read, dict) else {}
+    known, method = fields.get("id"), fields.get("method")
+    if _repeatable(known) and _repeatable(method):
+        with contextlib.suppress(ValidationError):
+            return SessionMessage(jsonrpc_message_adapter.validate_python(read, by_name=False))
+    answerable = isinstance(known, str | int) and not isinstance(known, bool) and _repeatable(known)
+    error = ErrorData(code=PARSE_ERROR, message="the line is not a JSON-RPC message")
+    return SessionMessage(JSONRPCError(jsonrpc="2.0", id=known if answerable else None, error=error))
+
+
+def _repeatable(name: object) -> bool:
+    """Whether an answer can say it: not with half a surrogate pair in it."""
     try:
-        return SessionMessage(jsonrpc_message_adapter.validate_python(read, by_name=False))
-    except ValidationError:
-        known = read.get("id") if isinstance(read, dict) else None
-        answerable = known if isinstance(known, str | int) and not isinstance(known, bool) else None
-        error = ErrorData(code=PARSE_ERROR, message="the line is not a JSON-RPC message")
-        return SessionMessage(JSONRPCError(jsonrpc="2.0", id=answerable, error=error))
+        str(name).encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -22,7 +22,9 @@ from chatledger.server import answers
 
 # Bytes of a line: 100 messages of 10,000 characters, each escaped to 12 bytes, and room for the rest.
 LONGEST_LINE: Final = 16 * 1024 * 1024
-PIPE_BYTES: Final = 1024 * 1024  # as much as Linux lets anybody have; by itself a pipe holds a sixteenth of it
+# Bytes that the pipe to the client holds; by itself it would be a quarter. Linux allows 64 MiB for all pipes of a user,
+# and gives tiny ones when those are spent (chosen: enough for 250 servers at once).
+PIPE_BYTES: Final = 256 * 1024
 FLUSH_SECONDS: Final = 5.0  # at the end, for a client that has stopped reading (chosen: hosts kill after a few)
 
 Reread: TypeAlias = Callable[[bytes], SessionMessage]
@@ -174,10 +176,10 @@ async def opened(reread: Reread) -> AsyncIterator[tuple[Incoming, Outgoing]]:
 
 
 def _widen(pipe: int) -> None:
-    """Let it hold a long history, for which the client would else have to be woken a dozen times."""
+    """Let it hold more, so that a client is woken less often for a long history."""
     import fcntl
 
-    with contextlib.suppress(AttributeError, OSError):  # elsewhere than on Linux, or no pipe, or many have theirs
+    with contextlib.suppress(AttributeError, OSError):  # not on Linux, no pipe, or the user's are spent
         fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
 

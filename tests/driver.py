@@ -7,11 +7,12 @@ from typing import Any
 import asyncpg
 
 from chatledger.storage.database_url import read_database_url
+from tests.patience import PATIENCE
 
 
 async def connect(url: str, **settings: str) -> Any:
     """A connection without the store's settings: what it waits for may take as long as a busy machine needs."""
     target = read_database_url(url)
     place = target.url.translate_connect_args(username="user") | dict(target.url.query)
-    arguments = target.connect_args | {"server_settings": settings, "command_timeout": None}
+    arguments = target.connect_args | {"server_settings": settings, "command_timeout": PATIENCE, "timeout": PATIENCE}
     return await asyncpg.connect(**place, **arguments)

@@ -36,8 +36,8 @@ for line in sys.stdin:
 """
 
 
-def eventually(holds: Callable[[], bool], within: float = PATIENCE) -> None:
-    """Return as soon as `holds` is true; fail after `within` seconds."""
+def eventually(holds: Callable[[], bool], within: float = 25.0) -> None:
+    """Return as soon as `holds` is true; fail after `within` seconds: by itself before a server that lingers ends."""
     deadline = time.monotonic() + within
     while not holds():
         assert time.monotonic() < deadline, "it did not come true in time"

@@ -12,6 +12,7 @@ from dataclasses import replace
 import pytest
 
 from chatledger.storage import ConversationStore, NewMessage
+from chatledger.storage.database_url import COMMAND_TIMEOUT
 from chatledger.storage.errors import ConversationUnavailable, StorageError, Unavailable
 from tests.conftest import run_sql
 from tests.driver import connect
@@ -286,12 +287,12 @@ async def test_after_a_black_hole_the_next_calls_work_at_once(
         await until(lambda: proxy.round_trips == sent + 5)
         for call in calls:
             call.cancel()
-    outcomes = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 5)
+    outcomes = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), COMMAND_TIMEOUT / 2)
     assert {type(outcome) for outcome in outcomes} == {asyncio.CancelledError if cancelled else Unavailable}
     proxy.black_hole = False
     monkeypatch.undo()
     for _ in range(6):
-        assert await asyncio.wait_for(contents(store), PATIENCE) == []
+        assert await asyncio.wait_for(contents(store), COMMAND_TIMEOUT / 2) == []
     assert store.database.connections()[0] == 0
 
 

@@ -6,6 +6,7 @@ Each is met a few times here; `python -m tests.reliability` runs the same ones m
 from __future__ import annotations
 
 import asyncio
+import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ async def test_killed_postmasters_and_backends_lose_and_double_nothing_and_are_b
         history = await campaign.run({"postmaster": 3, "backend": 2}, messages=1_000)
     assert violations(history) == []
     assert campaign.figures.kills == {"postmaster": 3, "backend": 2}
-    assert min(campaign.figures.recovery["postmaster"]) < RECOVERY_SECONDS, "the best of three: others use the machine"
+    assert statistics.median(campaign.figures.recovery["postmaster"]) < RECOVERY_SECONDS  # others use the machine, too
 
 
 async def test_servers_over_http_killed_in_mid_append_lose_and_double_nothing(root: Path) -> None:
@@ -73,7 +74,7 @@ async def test_while_postgres_is_stopped_each_call_ends_by_its_deadline_and_then
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("chatledger.storage.engine.CALL_SECONDS", 1.5)
-    await faults.stopped(root, 4, 2, deadline=1.5)
+    await faults.stopped(root, 4, 2, deadline=1.5, longest=None)
 
 
 async def test_an_append_whose_connection_breaks_before_or_after_commit_is_stored_once(
@@ -97,7 +98,7 @@ async def test_when_all_connections_are_stuck_callers_are_told_soon_and_served_a
 @pytest.mark.parametrize("case", full_disk.CASES)
 def test_a_full_disk_loses_nothing_and_is_forgotten_when_there_is_room_again(case: str) -> None:
     figures = full_disk.run(case)
-    assert figures["recovery"] < PATIENCE
+    assert figures["recovery"] < full_disk.SECONDS / 4
     if case == "data":
         assert "no space left" in figures["refusal"]
         assert figures["loads while full"] is True

@@ -145,7 +145,7 @@ class Run:
 
     async def stopped(self) -> Figures:
         with empty_root() as root:
-            return await faults.stopped(root, self.seed, self.count(3), deadline=CALL_SECONDS)
+            return await faults.stopped(root, self.seed, self.count(3), deadline=CALL_SECONDS, longest=15.0)
 
     async def exhausted(self) -> Figures:
         return await faults.exhausted(self.url)

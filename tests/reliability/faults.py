@@ -30,6 +30,7 @@ from tests.wire_proxy import Moment, WireProxy
 MOMENTS: list[Moment] = ["before", "after"]
 POOL = POOL_SIZE + POOL_OVERFLOW
 REPEATS = 40  # of one call until it is answered (chosen)
+SLACK = 10.0  # seconds, for a busy machine: together with a test's short deadline less than the driver's own patience
 
 
 def keyed(content: str) -> NewMessage:
@@ -115,10 +116,11 @@ async def _starting_up(port: int) -> AsyncIterator[None]:
 # ---- the database ----------------------------------------------------------------------------------------------------
 
 
-async def stopped(root: Path, seed: int, count: int, *, deadline: float) -> dict[str, Any]:
-    """Every process of the embedded Postgres is stopped (SIGSTOP) and goes on: when every call has ended, or before.
+async def stopped(root: Path, seed: int, count: int, *, deadline: float, longest: float | None) -> dict[str, Any]:
+    """Every process of the embedded Postgres is stopped (SIGSTOP) for up to `longest` seconds, and goes on.
 
-    `deadline` is that of a call, in seconds.
+    None is until every call has ended. `deadline` is that of a call, in seconds; each must have ended soon after it,
+    whatever happens.
     """
     chance, slowest, recovery = random.Random(seed), 0.0, []
     async with ConversationStore.embedded(root) as store:
@@ -135,8 +137,7 @@ async def stopped(root: Path, seed: int, count: int, *, deadline: float) -> dict
                 os.kill(pid, signal.SIGSTOP)
             try:
                 calls = [asyncio.create_task(_ended(store, conversation.id, f"{number} {n}")) for n in range(3 * POOL)]
-                _, going = await asyncio.wait(calls, timeout=chance.uniform(0, deadline) if number % 2 else PATIENCE)
-                assert number % 2 or not going, "a call has no end while the database is stopped"
+                await asyncio.wait(calls, timeout=PATIENCE if longest is None else chance.uniform(0.5, longest))
             finally:
                 for pid in pids:
                     with contextlib.suppress(ProcessLookupError):
@@ -145,6 +146,7 @@ async def stopped(root: Path, seed: int, count: int, *, deadline: float) -> dict
             await _until_answered(store, conversation.id, f"{number} after")
             recovery.append(time.monotonic() - began)
             slowest = max(slowest, *await asyncio.gather(*calls))
+            assert slowest < deadline + SLACK, f"a call took {slowest:.1f} s"
             for n in range(3 * POOL):
                 await _until_answered(store, conversation.id, f"{number} {n}")
         texts = [message.content for message in await store.get_chat_history("alice", conversation.id)][first:]

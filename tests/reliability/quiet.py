@@ -7,7 +7,6 @@ import time
 from typing import Any
 
 from tests.driver import connect
-from tests.patience import PATIENCE
 
 _OTHERS = (
     "SELECT coalesce(state, 'starting') FROM pg_stat_activity "
@@ -21,8 +20,10 @@ async def connections(url: str) -> int:
     return len(await _states(url))
 
 
-async def until_quiet(url: str, at_most: int, within: float = PATIENCE) -> None:
+async def until_quiet(url: str, at_most: int, within: float = 25.0) -> None:
     """Return when others have at most so many connections, none of which is at work.
+
+    By itself it waits for less than the 30 s after which the server ends a transaction that was left open.
 
     Raises:
         AssertionError: it was not so within `within` seconds.
