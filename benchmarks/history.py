@@ -1,18 +1,17 @@
 """What does a history of a thousand messages cost over fetching its rows and writing them as JSON?
 
-uv run python -m benchmarks.history [--rounds 15] [--short]
+uv run python -m benchmarks.history [--rounds 40] [--short]
 
 The floor is asyncpg's `fetch` of the same rows by the same index, and orjson's `dumps` of them as dictionaries. Beside
-it: the store's window, the store's window as the tool's JSON, the tool over stdio read by the least client there can
-be, and the tool through the SDK's own client. Alternatives alternate in rounds; ratios are medians of the
-quietest ones, with their range.
+it: the store's window with every message made, the store's window as the tool's JSON, the tool over stdio read by the
+least client there can be, with orjson as well, and the tool through the SDK's own client. Alternatives alternate in
+rounds; ratios are medians of the quietest ones, with their range.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
-import json
 import os
 import statistics
 import sys
@@ -28,7 +27,7 @@ from mcp import Client, StdioServerParameters
 from mcp.client.stdio import stdio_client
 
 from benchmarks import results
-from benchmarks.protocol import BareClient
+from benchmarks.bare_client import BareClient
 from chatledger.server import schemas
 from chatledger.storage import ConversationStore, NewMessage
 from chatledger.storage.embedded import EmbeddedPostgres
@@ -63,16 +62,14 @@ async def measure(folder: str, rounds: int) -> list[dict[str, Any]]:
 
         async def window() -> None:
             found = await store.load_history("local", 1, **BUDGET)
-            assert len(found.messages) == MESSAGES
+            assert len(list(found.messages)) == MESSAGES
 
         async def as_json() -> None:
             found = await store.load_history("local", 1, **BUDGET)
             schemas.compact_json(schemas.window_view(found, 200_000))
 
         async def over_stdio() -> None:
-            params = {"name": "load_history", "arguments": {"conversation_id": 1, **BUDGET}}
-            line = await bare.request("tools/call", params)
-            assert len(json.loads(line)["result"]["structuredContent"]["messages"]) == MESSAGES
+            assert len((await bare.call("load_history", {"conversation_id": 1, **BUDGET}))["messages"]) == MESSAGES
 
         async def by_the_sdk() -> None:
             result = await client.call_tool("load_history", {"conversation_id": 1, **BUDGET})
@@ -109,7 +106,7 @@ async def measure(folder: str, rounds: int) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = results.parser(__doc__)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=40)
     args = parser.parse_args()
     load = os.getloadavg()[0]
     print("| a history of 1,000 messages | over fetch and orjson | p50 ms | stolen by the host |\n|---|---|---|---|")

@@ -24,6 +24,7 @@ from mcp.server import MCPServer
 from mcp.types import CallToolResult, TextContent
 
 from benchmarks import results
+from benchmarks.bare_client import BareClient
 
 ARGUMENTS = {"conversation_id": 1, "role": "user", "content": "x" * 300}
 
@@ -40,66 +41,6 @@ def serve_nothing() -> None:
         return CallToolResult(content=[text], structured_content=data)
 
     server.run()
-
-
-class BareClient:
-    """One JSON line out, one line in."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self.process, self.last = process, 0
-        self.waiting: dict[int, asyncio.Future[bytes]] = {}
-        self.task = asyncio.create_task(self._read())
-
-    @classmethod
-    async def start(cls, *command: str, **settings: str) -> BareClient:
-        pipe = asyncio.subprocess.PIPE
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            stdin=pipe,
-            stdout=pipe,
-            stderr=asyncio.subprocess.DEVNULL,
-            limit=1 << 26,
-            env=os.environ | settings,
-        )
-        client = cls(process)
-        info = {"name": "bare", "version": "1"}
-        await client.request("initialize", {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": info})
-        client.send({"method": "notifications/initialized"})
-        return client
-
-    def send(self, message: dict[str, Any]) -> None:
-        assert self.process.stdin
-        self.process.stdin.write(json.dumps({"jsonrpc": "2.0", **message}).encode() + b"\n")
-
-    async def request(self, method: str, params: dict[str, Any]) -> bytes:
-        """The line that answers."""
-        self.last += 1
-        answer = self.waiting[self.last] = asyncio.get_running_loop().create_future()
-        self.send({"id": self.last, "method": method, "params": params})
-        return await asyncio.wait_for(answer, 60)
-
-    async def call(self, tool: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        answer: dict[str, Any] = json.loads(await self.request("tools/call", {"name": tool, "arguments": arguments}))
-        assert not answer["result"].get("isError"), answer
-        structured: dict[str, Any] = answer["result"]["structuredContent"]
-        return structured
-
-    async def _read(self) -> None:
-        assert self.process.stdout
-        while line := await self.process.stdout.readline():
-            number = line.partition(b'"id":')[2].partition(b",")[0]  # the SDK writes it at the beginning
-            self.waiting.pop(int(number)).set_result(line)
-
-    async def stop(self) -> None:
-        assert self.process.stdin
-        self.process.stdin.close()
-        await asyncio.wait_for(self.process.wait(), 20)
-        await self.task
-
-    def cpu_us(self) -> float:
-        """CPU time of the server process so far, all threads (Linux)."""
-        threads = Path(f"/proc/{self.process.pid}/task").iterdir()
-        return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1000
 
 
 async def one_round(client: BareClient, callers: int, calls: int) -> tuple[float, float]:

@@ -83,7 +83,7 @@ class ConversationResources:
             template, text = TRANSCRIPT, transcript(await self._store.load_history(user, conversation))
         else:
             message = await self._store.load_message(user, conversation, seq)
-            view = {"message": schemas.message_views([message])[0], "notice": schemas.NOTICE}
+            view = {"message": schemas.message_view(message), "notice": schemas.NOTICE}
             template, text = MESSAGE, schemas.compact_json(view)
         content = TextResourceContents(uri=params.uri, mime_type=template.mime_type, text=text)
         return ReadResourceResult(contents=[content])

@@ -208,7 +208,7 @@ class MessageLog:
         window = await self.load_history(
             user_id, conversation, limit=limit, max_tokens=limits.HISTORY_TOKENS, detail="full"
         )
-        return window.messages
+        return list(window.messages)
 
     async def _append(
         self, user_id: str, query: Query, columns: Sequence[MessageColumns], expected: int | None

@@ -59,7 +59,7 @@ async def state(store: ConversationStore, ref: ConversationRef, user: str = "ali
 
 
 async def stored(store: ConversationStore, ref: ConversationRef, user: str = "alice") -> list[Message]:
-    return (await store.load_history(user, ref, detail="full", max_tokens=200_000)).messages
+    return list((await store.load_history(user, ref, detail="full", max_tokens=200_000)).messages)
 
 
 def as_sent(message: Message) -> NewMessage:

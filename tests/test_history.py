@@ -256,7 +256,7 @@ def test_a_bound_far_beyond_the_end_is_an_ordinary_one(shelf: Shelf) -> None:
     number = shelf.put([said(), said()])
     assert len(shelf.load(number, Request(before=END)).messages) == 2
     past = shelf.load(number, Request(after=END - 1))
-    assert (past.messages, past.omitted_before, past.omitted_after) == ([], 2, 0)
+    assert (list(past.messages), past.omitted_before, past.omitted_after) == ([], 2, 0)
     wrong = [Request(after=-1), Request(before=-1), Request(after=END + 1), Request(limit=0), Request(limit=1_001)]
     for ask in [*wrong, Request(budget=0), Request(budget=200_001)]:
         with pytest.raises(InvalidArgument, match="must be between"):

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from benchmarks import results
-from benchmarks.protocol import BareClient
+from benchmarks.bare_client import BareClient
 
 PACKAGE = "@modelcontextprotocol/server-memory"
 TEXT = "A message of three hundred characters, as people and models write them. " * 4 + "The end of it."
@@ -63,15 +63,6 @@ class ChatLedger:
         bounds = {"limit": 1_000, "max_tokens": 200_000}
         found = await self.client.call("load_history", {"conversation_id": self._ids[name]} | bounds)
         return [message["content"] for message in found["messages"]]
-
-
-class MemoryClient(BareClient):
-    """Of a server that writes the id of its answers somewhere."""
-
-    async def _read(self) -> None:
-        assert self.process.stdout
-        while line := await self.process.stdout.readline():
-            self.waiting.pop(json.loads(line)["id"]).set_result(line)
 
 
 class Memory:
@@ -116,7 +107,7 @@ async def measure(folder: Path, rounds: int, entries: tuple[int, ...], times: in
     found: list[dict[str, Any]] = []
     for size in entries:
         file = {"MEMORY_FILE_PATH": str(folder / f"memory-{size}.jsonl")}  # nothing else is in it: its best case
-        theirs = Memory(await MemoryClient.start("node", str(script), **file))
+        theirs = Memory(await BareClient.start("node", str(script), **file))
         servers: tuple[Server, Server] = (ours, theirs)
         await ours.fill(f"at {size}", size)
         await theirs.fill(f"at {size}", size)
