@@ -89,7 +89,7 @@ class Message(NamedTuple):
 class Messages(Sequence[Message]):
     """Messages in their order, kept by columns: each is made when it is looked at, and equal to any other made of it.
 
-    A thousand of them go from the database's rows to JSON without one being made, in half the time (measured).
+    A thousand of them go from the database's rows to JSON without one being made, in 0.64 times the time (measured).
     """
 
     __slots__ = ("columns",)
