@@ -29,6 +29,11 @@ def is_message_list(values: list[Any]) -> bool:
     return bool(looked_at) and all(is_message(each) for each in looked_at)
 
 
+def is_single_message(record: dict[str, Any]) -> bool:
+    """Whether a record is meant as one message, not as a conversation that holds some."""
+    return "role" in record and "messages" not in record
+
+
 def is_message(value: Any) -> bool:
     """Whether it has a role that is known, a content as a message has it, and nothing of another format."""
     return (

@@ -1,10 +1,10 @@
-"""One conversation in the making: what every reader does with the messages it finds, whatever their format."""
+"""Conversations in the making: what every reader does with the messages it finds, whatever their format."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from typing import Any
 
@@ -88,6 +88,35 @@ def malformed(record: Record) -> Rejected:
     """A record that should have been a whole conversation and is no JSON, or no object."""
     reason = record.value.reason if isinstance(record.value, Malformed) else "it is not a JSON object"
     return Rejected(place=record.place, reason=reason, failed=True)
+
+
+def conversations(
+    records: Iterable[Record],
+    conversation: Callable[[str, dict[str, Any]], Outcome],
+    *,
+    listed: str,
+    is_single: Callable[[dict[str, Any]], bool],
+    add: Callable[[Draft, dict[str, Any]], None],
+) -> Iterator[Outcome]:
+    """A conversation per record that is one, or a list as one has it under `listed`, in their order; all records that
+    are single messages or items are one, which comes last."""
+    loose = Draft()
+    first_place: str | None = None
+    for record in records:
+        value = record.value
+        if isinstance(value, list):
+            yield conversation(record.place, {listed: value})
+        elif isinstance(value, dict) and is_single(value):
+            first_place = first_place or record.place
+            add(loose, value)
+        elif isinstance(value, dict):
+            yield conversation(record.place, value)
+        elif first_place is not None:
+            loose.leave_out("malformed line" if isinstance(value, Malformed) else "not an object")
+        else:
+            yield malformed(record)
+    if first_place is not None:
+        yield loose.outcome(first_place)
 
 
 def told(

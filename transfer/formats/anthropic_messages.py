@@ -6,9 +6,17 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from chatledger.transfer.blocks import identifier, read_blocks
-from chatledger.transfer.chat_messages import LOOKED_AT, add_message, is_anthropic, is_message_list, is_openai, time_of
-from chatledger.transfer.draft import Draft, first_text, malformed, small_metadata, told
-from chatledger.transfer.records import Malformed, Origin, Outcome, Record, Rejected
+from chatledger.transfer.chat_messages import (
+    LOOKED_AT,
+    add_message,
+    is_anthropic,
+    is_message_list,
+    is_openai,
+    is_single_message,
+    time_of,
+)
+from chatledger.transfer.draft import Draft, conversations, first_text, small_metadata, told
+from chatledger.transfer.records import Origin, Outcome, Record, Rejected
 
 NAME = "anthropic-messages"
 TITLE = "Anthropic messages"
@@ -48,23 +56,7 @@ def _is_answer(value: dict[str, Any]) -> bool:
 def read(records: Iterable[Record], origin: Origin) -> Iterator[Outcome]:
     """A conversation per record that has `messages` or is a list of them, in their order; all records that are single
     messages are one, which comes last."""
-    loose = Draft()
-    first_place: str | None = None
-    for record in records:
-        value = record.value
-        if isinstance(value, list):
-            yield _conversation(record.place, {"messages": value})
-        elif isinstance(value, dict) and "role" in value and "messages" not in value:
-            first_place = first_place or record.place
-            add_message(loose, value)
-        elif isinstance(value, dict):
-            yield _conversation(record.place, value)
-        elif first_place is not None:
-            loose.leave_out("malformed line" if isinstance(value, Malformed) else "not an object")
-        else:
-            yield malformed(record)
-    if first_place is not None:
-        yield loose.outcome(first_place)
+    return conversations(records, _conversation, listed="messages", is_single=is_single_message, add=add_message)
 
 
 def _conversation(place: str, value: dict[str, Any]) -> Outcome:

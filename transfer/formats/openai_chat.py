@@ -16,10 +16,11 @@ from chatledger.transfer.chat_messages import (
     is_message,
     is_message_list,
     is_openai,
+    is_single_message,
     time_of,
 )
-from chatledger.transfer.draft import Draft, first_text, malformed, small_metadata, told
-from chatledger.transfer.records import Malformed, Origin, Outcome, Record, Rejected
+from chatledger.transfer.draft import Draft, conversations, first_text, small_metadata, told
+from chatledger.transfer.records import Origin, Outcome, Record, Rejected
 
 NAME = "openai-chat"
 TITLE = "OpenAI chat messages"
@@ -42,23 +43,7 @@ def _is_ours(messages: list[Any]) -> bool:
 def read(records: Iterable[Record], origin: Origin) -> Iterator[Outcome]:
     """A conversation per record that has `messages` or is a list of them, in their order; all records that are single
     messages are one, which comes last."""
-    loose = Draft()
-    first_place: str | None = None
-    for record in records:
-        value = record.value
-        if isinstance(value, dict) and ("messages" in value or "role" not in value):
-            yield _conversation(record.place, value)
-        elif isinstance(value, list):
-            yield _conversation(record.place, {"messages": value})
-        elif isinstance(value, dict):
-            first_place = first_place or record.place
-            add_message(loose, value)
-        elif first_place is not None:
-            loose.leave_out("malformed line" if isinstance(value, Malformed) else "not an object")
-        else:
-            yield malformed(record)
-    if first_place is not None:
-        yield loose.outcome(first_place)
+    return conversations(records, _conversation, listed="messages", is_single=is_single_message, add=add_message)
 
 
 def _conversation(place: str, value: dict[str, Any]) -> Outcome:

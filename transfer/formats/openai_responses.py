@@ -7,8 +7,8 @@ from typing import Any
 
 from chatledger.transfer.blocks import identifier, read_blocks
 from chatledger.transfer.chat_messages import LOOKED_AT, is_message, time_of
-from chatledger.transfer.draft import Draft, first_text, malformed, small_metadata, told
-from chatledger.transfer.records import Malformed, Origin, Outcome, Record, Rejected
+from chatledger.transfer.draft import Draft, conversations, first_text, small_metadata, told
+from chatledger.transfer.records import Origin, Outcome, Record, Rejected
 from chatledger.transfer.response_items import add_item, is_item
 
 NAME = "openai-responses"
@@ -60,23 +60,11 @@ def _is_other_item(value: Any) -> bool:
 def read(records: Iterable[Record], origin: Origin) -> Iterator[Outcome]:
     """A conversation per record that holds items, in their order; all records that are single items are one, which
     comes last."""
-    loose = Draft()
-    first_place: str | None = None
-    for record in records:
-        value = record.value
-        if isinstance(value, list):
-            yield _conversation(record.place, {"items": value})
-        elif isinstance(value, dict) and ("type" in value or "role" in value):
-            first_place = first_place or record.place
-            add_item(loose, value)
-        elif isinstance(value, dict):
-            yield _conversation(record.place, value)
-        elif first_place is not None:
-            loose.leave_out("malformed line" if isinstance(value, Malformed) else "not an object")
-        else:
-            yield malformed(record)
-    if first_place is not None:
-        yield loose.outcome(first_place)
+    return conversations(records, _conversation, listed="items", is_single=_is_single_item, add=add_item)
+
+
+def _is_single_item(value: dict[str, Any]) -> bool:
+    return "type" in value or "role" in value
 
 
 def _conversation(place: str, value: dict[str, Any]) -> Outcome:
