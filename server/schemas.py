@@ -219,7 +219,7 @@ def message_views(messages: Messages) -> list[dict[str, Any]]:
 
 def message_view(message: Message) -> dict[str, Any]:
     """One message; what is absent is left out."""
-    return message_views(Messages(tuple(zip(message, strict=True))))[0]
+    return message_views(Messages(list(zip(message, strict=True))))[0]
 
 
 def window_view(window: HistoryWindow, max_tokens: int) -> dict[str, Any]:

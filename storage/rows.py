@@ -131,7 +131,7 @@ class FoundHistory(NamedTuple):
 
 
 _SEQ, _CONTENT = 1, 3  # their places in a row of the history statement, which are looked up faster than names
-_NO_MESSAGES: Final = Messages(((),) * len(Message._fields))
+_NO_MESSAGES: Final = Messages([()] * len(Message._fields))
 
 
 def history(user_id: str, found: list[Any]) -> FoundHistory:
@@ -154,7 +154,7 @@ def history(user_id: str, found: list[Any]) -> FoundHistory:
     owners, *columns, tokens, _ = zip(*rows, strict=True)
     if set(owners) != {user_id}:
         raise Unforeseen(FOREIGN)
-    return FoundHistory(head, Messages(tuple(columns)), tokens, around)
+    return FoundHistory(head, Messages(columns), tokens, around)
 
 
 def window(found: FoundHistory, place: int, left_out: tuple[int, int] | None) -> HistoryWindow:
@@ -164,7 +164,7 @@ def window(found: FoundHistory, place: int, left_out: tuple[int, int] | None) ->
     place = max(0, min(place, last_seq))
     first, last = place + 1, place
     if found.messages:
-        first, last = found.messages[0].seq, found.messages[-1].seq
+        first, last = found.messages.columns[0][0], found.messages.columns[0][-1]
     return HistoryWindow(
         conversation=conversation_of(found.head),
         messages=found.messages,
