@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, NamedTuple, TypeAlias
 from uuid import UUID
 
-from chatledger.storage import engine, message_queries
+from chatledger.storage import append_queries, engine
 from chatledger.storage.engine import Database
 from chatledger.storage.errors import UNKNOWN_OUTCOME, StorageError, Unavailable, Unforeseen
 from chatledger.storage.ids import uuid7
@@ -70,7 +70,7 @@ class AppendBatcher:
     async def append(
         self, user_id: str, conversation: ConversationRef, message: MessageColumns, alone: Alone
     ) -> list[Any]:
-        """The rows of `message_queries.append_message` for it, however it was sent; ended by the deadline of a call.
+        """The rows of `append_queries.append_message` for it, however it was sent; ended by the deadline of a call.
 
         A message that Postgres refuses fails alone. A caller that is cancelled before its message was sent leaves
         nothing behind; afterwards the append goes on.
@@ -243,7 +243,7 @@ class AppendBatcher:
 
     async def _together(self, batch: list[_Waiting]) -> tuple[list[_Waiting], bool]:
         """Those that are still to be appended, and whether that is to be tried one after the other."""
-        query = message_queries.append_batch(
+        query = append_queries.append_batch(
             [item.lane[0] for item in batch],
             [item.lane[1] for item in batch],
             [uuid7() for _ in batch],

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 from uuid import UUID
 
-from chatledger.storage import conversation_queries, limits, message_queries, rows
+from chatledger.storage import append_queries, conversation_queries, history_queries, limits, rows
 from chatledger.storage.append_batcher import AppendBatcher
 from chatledger.storage.engine import Database
 from chatledger.storage.errors import (
@@ -62,7 +62,7 @@ class MessageLog:
         columns = checked_message(message, self.limits)
 
         async def alone() -> list[Any]:
-            query = message_queries.append_message(
+            query = append_queries.append_message(
                 user_id,
                 conversation,
                 uuid7(),
@@ -107,7 +107,7 @@ class MessageLog:
         ]
         first_of, repeats = repeats_within(columns)
         chosen = [columns[place] for place in first_of]
-        query = message_queries.append_messages(
+        query = append_queries.append_messages(
             user_id,
             conversation,
             [uuid7() for _ in chosen],
@@ -157,7 +157,7 @@ class MessageLog:
             raise InvalidArgument("after_seq must be less than before_seq")
         forward, whole, left_out = after_seq is not None, False, None
         while True:
-            query = message_queries.load_history(
+            query = history_queries.load_history(
                 user_id,
                 conversation,
                 after_seq=after,
@@ -188,7 +188,7 @@ class MessageLog:
         """
         check_user(user_id)
         check_range("seq", seq, 1, limits.LAST_SEQ)
-        found = rows.owned(user_id, await self.database.read(message_queries.load_message(user_id, conversation, seq)))
+        found = rows.owned(user_id, await self.database.read(history_queries.load_message(user_id, conversation, seq)))
         if not found:
             raise ConversationUnavailable(
                 "there is no such message in a conversation of yours; load_history shows those that there are"

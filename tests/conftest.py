@@ -28,6 +28,7 @@ from tests.driver import connect
 if TYPE_CHECKING:
     from tests.auth_server import Serve, Served
     from tests.issuer import Issuer
+    from tests.spans_in_memory import Spans
 
 ENGINE = "CHATLEDGER_TEST_DATABASE_URL"
 ERAS = ("auto", "legacy")
@@ -219,3 +220,11 @@ async def served(serve: Serve) -> AsyncIterator[Served]:
     """Such a server with the default settings."""
     async with serve() as started:
         yield started
+
+
+@pytest.fixture
+def spans() -> Spans:
+    """A provider that keeps the spans it is left."""
+    from tests.spans_in_memory import Spans
+
+    return Spans()

@@ -1,13 +1,19 @@
-"""Plain driver connections, for what tests do and look at behind the store's back."""
+"""Who logs in, and plain driver connections, for what tests do and look at behind the store's back."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import asyncpg
+from sqlalchemy import make_url
 
 from chatledger.storage.database_url import read_database_url
 from tests.patience import PATIENCE
+
+
+def logged_in(url: str, role: str) -> str:
+    """The URL for a role that has its name for a password."""
+    return make_url(url).set(username=role, password=role).render_as_string(hide_password=False)
 
 
 async def connect(url: str, **settings: str) -> Any:

@@ -58,7 +58,7 @@ ON_A_CLUSTER: Final = (
         ("test_adoption", "test_adopted_users", "test_users_table_option", "test_existing_applications"),
         instead=True,
     ),
-    Lack("row security", ("test_row_security",), instead=True),
+    Lack("row security", ("test_row_security", "test_row_security_up_and_down"), instead=True),
     Lack(
         "EXPLAIN ANALYZE of what changes something, and nodes of a plan in the form that Postgres tells them",
         ("test_queries", "test_search_plans"),

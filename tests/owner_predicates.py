@@ -32,7 +32,8 @@ from chatledger.storage.retention import Retention
 from chatledger.storage.source import DatabaseSource, ExternalDatabase
 from chatledger.storage.tokens import TokenStore
 from chatledger.storage.transaction import Transaction
-from tests.probes import Probe, ask
+from tests.dealer import Probe
+from tests.probes import ask
 from tests.test_queries import MODULES
 from tests.two_worlds import COMMON, PROBER, RARE, TOKEN, Owner, World
 

@@ -10,7 +10,8 @@ from mcp.types import INVALID_PARAMS, PromptReference, ResourceTemplateReference
 
 from chatledger.server.completions import seqs
 from tests.conftest import OpenClient
-from tests.test_resources import CANARY, HOSTILE, TEMPLATES
+from tests.hostile_texts import CANARY, HOSTILE
+from tests.test_resources import TEMPLATES
 from tests.test_tools import ABSENT, call, with_messages
 
 TRANSCRIPT, MESSAGE = (ResourceTemplateReference(uri=template["uriTemplate"]) for template in TEMPLATES)

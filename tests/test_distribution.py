@@ -129,6 +129,12 @@ def test_what_an_engine_lacks_is_said_before_the_first_test() -> None:
     assert lines[-1] == "problem    the role may not create databases"
 
 
+@pytest.mark.parametrize("named", [named for lack in ON_A_CLUSTER for named in lack.tests])
+def test_what_an_engine_lacks_names_tests_that_there_are(named: str) -> None:
+    module, _, test = named.partition("::")
+    assert f"def {test}(" in Path(__file__).with_name(f"{module}.py").read_text() or not test
+
+
 @pytest.mark.parametrize("ref", [BUSY, 3], ids=["by id", "by number"])
 async def test_no_statement_of_a_call_makes_the_driver_ask_for_types(database_url: str, ref: UUID | int) -> None:
     """It knows single values and arrays of text; anything else is a look at the catalog, slow where Citus guards it."""

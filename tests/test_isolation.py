@@ -17,6 +17,7 @@ from mcp.types import PromptArgument
 from chatledger.server.app import make_server
 from chatledger.server.identity import local_user
 from chatledger.storage import ConversationStore
+from tests.dealer import Dealer, Hand, Probe, UnknownTarget
 from tests.owner_predicates import (
     Ledger,
     Question,
@@ -27,7 +28,7 @@ from tests.owner_predicates import (
     of_the_store,
     small_search,
 )
-from tests.probes import Dealer, Hand, Inquiry, Probe, UnknownTarget, ask, inquire
+from tests.probes import Inquiry, ask, inquire
 from tests.test_queries import OF_ALL_USERS, OF_ANY_USER, samples
 from tests.two_worlds import FIRST_NUMBER, Worlds, opened, two_databases
 

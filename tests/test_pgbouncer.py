@@ -114,11 +114,14 @@ async def test_one_that_comes_in_between_later_is_noticed(database_url: str, ign
             talk, _ = await store.create_conversation("alice")
             assert (await store.database._ready()).connections.direct
         with pooler:
-            window = [store.load_history("alice", talk.id, limit=limit) for limit in range(1, 6)]
-            appends = [store.append_message("alice", talk.id, ASKED) for _ in range(40)]
-            await asyncio.gather(*window, *appends)
-            assert (await store.load_history("alice", talk.id)).conversation.message_count == 40
-            assert not (await store.database._ready()).connections.direct
+            rounds = 0
+            while (await store.database._ready()).connections.direct:  # calls may keep to their connections by chance
+                rounds += 1
+                assert rounds <= 20
+                windows = [store.load_history("alice", talk.id, limit=limit) for limit in range(1, 6)]
+                appends = [store.append_message("alice", talk.id, ASKED) for _ in range(40)]
+                await asyncio.gather(*windows, *appends)
+            assert (await store.load_history("alice", talk.id)).conversation.message_count == 40 * rounds
 
 
 async def test_a_pooler_refuses_the_limits_that_direct_hosts_are_sent(pooler: PgBouncer) -> None:

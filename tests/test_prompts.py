@@ -12,7 +12,7 @@ from mcp.types import INVALID_PARAMS, TextContent
 
 from chatledger.storage import Limits
 from tests.conftest import OpenClient
-from tests.test_resources import CANARY, HOSTILE, UNSEEN, ours
+from tests.hostile_texts import CANARY, HOSTILE, UNSEEN, ours
 from tests.test_tool_errors import NO_IDS
 from tests.test_tools import ABSENT, CALL, NOTICE, call, with_messages
 

@@ -16,10 +16,11 @@ from uuid import UUID, uuid4
 import pytest
 
 from chatledger.storage import (
+    append_queries,
     bulk_queries,
     conversation_queries,
     erasure_queries,
-    message_queries,
+    history_queries,
     retention_queries,
     search_queries,
     token_queries,
@@ -33,16 +34,18 @@ from chatledger.storage.validation import MessageColumns
 from tests.driver import connect
 
 MODULES = (
+    append_queries,
     bulk_queries,
     conversation_queries,
     erasure_queries,
-    message_queries,
+    history_queries,
     retention_queries,
     search_queries,
     token_queries,
 )
 USER, BUSY = "user-3", UUID(int=3)
 MESSAGE = MessageColumns("user", "hello", None, None, None, None, None, "key-1")
+NEW, UNKEYED = MESSAGE._replace(client_message_id="new"), MESSAGE._replace(client_message_id=None)
 WINDOW: dict[str, Any] = {"after_seq": 0, "before_seq": 2**63 - 1, "limit": 20, "max_tokens": 8000, "full": True}
 NO_FILTER: dict[str, Any] = {
     "before": None,
@@ -75,7 +78,8 @@ OF_ALL_USERS: dict[str, set[str]] = {
 # It carries messages of many users, each row with its own: the first argument is the list of them.
 OF_MANY_USERS = {"append_batch"}
 
-# Most messages here are this one user's, so that a scan of all is right for a common word: test_search has other data.
+# Most messages here are this one user's, so that a scan of all is right for a common word: test_search_plans has
+# other data.
 PLANNED_ELSEWHERE = {"search_messages"}
 
 POPULATE = (
@@ -178,16 +182,20 @@ def samples(ref: ConversationRef) -> dict[str, list[Query]]:
         "delete_conversation": [conversation_queries.delete_conversation(USER, ref)],
         "list_conversations": [conversation_queries.list_conversations(USER, 21, **NO_FILTER | how) for how in lists],
         "list_numbers": [conversation_queries.list_numbers(USER, typed, 101) for typed in ("", "1", "le 1")],
-        "append_message": [message_queries.append_message(USER, ref, uuid4(), MESSAGE, expected_last_seq=None)],
+        "append_message": [
+            append_queries.append_message(USER, ref, uuid4(), message, expected_last_seq=None)
+            for message in (MESSAGE, NEW, UNKEYED)
+        ],
         "append_batch": [
-            message_queries.append_batch([USER] * 2, [ref, UUID(int=13)], [uuid4(), uuid4()], [MESSAGE] * 2, quota=None)
+            append_queries.append_batch([USER] * 2, [ref, UUID(int=13)], [uuid4(), uuid4()], [message] * 2, quota=None)
+            for message in (MESSAGE, NEW, UNKEYED)
         ],
         "append_messages": [
-            message_queries.append_messages(USER, ref, [uuid4(), uuid4()], [MESSAGE] * 2, expected_last_seq=None)
+            append_queries.append_messages(USER, ref, [uuid4(), uuid4()], [MESSAGE] * 2, expected_last_seq=None)
         ],
-        "load_message": [message_queries.load_message(USER, ref, 50_000)],
+        "load_message": [history_queries.load_message(USER, ref, 50_000)],
         "load_history": [
-            message_queries.load_history(USER, which, **WINDOW | how)
+            history_queries.load_history(USER, which, **WINDOW | how)
             for which in (ref, None)
             for how in ({"forward": False}, {"forward": True, "after_seq": 50_000}, {"forward": False, "full": False})
         ],
@@ -290,8 +298,8 @@ async def test_a_statement_that_is_about_all_users_reads_no_message(
 @pytest.mark.parametrize(
     ("name", "index", "most_buffers"),
     [
-        ("append_message", "messages_client_message_id", 60),
-        ("append_batch", "messages_client_message_id", 120),
+        ("append_message", "conversations_pkey", 90),
+        ("append_batch", "conversations_pkey", 120),
         ("append_messages", "messages_client_message_id", 90),
         ("create_conversation", "conversations_key", 60),
         ("extend_conversation", "conversations_pkey", 60),
@@ -315,6 +323,15 @@ async def test_a_statement_uses_the_index_that_it_names_and_touches_few_pages(
         used = {node.get("Index Name") for node in nodes(plan)}
         assert index in used or query.args[2] is None  # without a key there is nothing to look up by it
         assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] <= most_buffers
+
+
+@pytest.mark.parametrize("name", ["append_message", "append_batch"])
+async def test_a_repeat_is_looked_up_by_its_key_and_a_message_without_one_is_not(
+    name: str, plan_of: Callable[[Query], Any]
+) -> None:
+    used = [{node.get("Index Name") for node in nodes(await plan_of(query))} for query in samples(BUSY)[name]]
+    repeated, new, unkeyed = used
+    assert repeated == new == unkeyed | {"messages_client_message_id"} != unkeyed
 
 
 @pytest.mark.parametrize("ref", [BUSY, 1], ids=["by id", "by number"])
@@ -353,13 +370,13 @@ async def test_a_budget_that_is_spent_soon_is_looked_for_in_few_messages(databas
         seen = []
         for forward in (False, True):
             window = WINDOW | {"limit": 1_000, "forward": forward}
-            query = message_queries.load_history(USER, BUSY, **window)
+            query = history_queries.load_history(USER, BUSY, **window)
             plan = json.loads(await connection.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) {query.sql}", *query.args))
             scans = [node for node in nodes(plan[0]["Plan"]) if node.get("Relation Name") == "messages"]
             seen.append(sum(node["Actual Rows"] * node["Actual Loops"] for node in scans))
     finally:
         await connection.close()
-    fit, looked_at = 8_000 // 79, 8_000 // message_queries.TYPICAL_TOKENS
+    fit, looked_at = 8_000 // 79, 8_000 // history_queries.TYPICAL_TOKENS
     assert seen == [3 * looked_at + fit] * 2
 
 

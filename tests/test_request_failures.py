@@ -21,9 +21,9 @@ from chatledger.server.identity import Caller
 from chatledger.storage import ConversationStore
 from chatledger.storage.engine import Database
 from tests.conftest import OpenClient
+from tests.hostile_texts import CANARY
 from tests.patience import PATIENCE
 from tests.test_completions import MESSAGE, TRANSCRIPT
-from tests.test_resources import CANARY
 from tests.test_tool_failures import clients_at
 from tests.test_tools import call, with_messages
 

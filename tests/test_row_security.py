@@ -1,8 +1,4 @@
-"""Row security, opted into: every tool works behind it, and without any owner predicate it still lets nothing through.
-
-The server logs in as a member of `chatledger_app`, which owns nothing. Roles are of all databases of a Postgres, so the
-one that these tests log in as is made once and left.
-"""
+"""Row security, opted into: all works behind it, and without any owner predicate it still lets nothing through."""
 
 from __future__ import annotations
 
@@ -15,19 +11,14 @@ from typing import Any
 
 import asyncpg
 import pytest
-from sqlalchemy import make_url
 
-from chatledger.server.cli import main
 from chatledger.storage import ConversationStore, NewMessage, row_security, schema
-from chatledger.storage.adoption import adopt
 from chatledger.storage.bulk import BulkStore
-from chatledger.storage.diagnosis import Diagnosis, diagnose
-from chatledger.storage.embedded import temporary
-from chatledger.storage.errors import ConversationUnavailable, Unavailable, UnknownUser
-from chatledger.storage.source import ExternalDatabase
+from chatledger.storage.errors import ConversationUnavailable
 from chatledger.storage.tokens import TokenStore
-from tests.conftest import database_at, run_sql
+from tests.conftest import run_sql
 from tests.driver import connect
+from tests.fenced_database import LOGIN, as_app, put_up
 from tests.owner_predicates import WatchedStore, mutants, small_search
 from tests.pgbouncer import PgBouncer
 from tests.probes import Inquiry, inquire
@@ -35,28 +26,6 @@ from tests.test_bulk import whole
 from tests.test_isolation import make_battery, watched_database
 from tests.two_worlds import opened, two_databases
 from tests.wire_proxy import WireProxy
-
-LOGIN = "chatledger_test_server"  # a role with its name for a password, in chatledger_app
-
-
-def log_in_role(url: str) -> None:
-    run_sql(
-        url,
-        f"""DO $$ BEGIN
-          IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{LOGIN}') THEN
-            CREATE ROLE {LOGIN} LOGIN PASSWORD '{LOGIN}' IN ROLE {row_security.APP};
-          END IF;
-        END $$""",
-    )
-
-
-def as_app(url: str) -> str:
-    return make_url(url).set(username=LOGIN, password=LOGIN).render_as_string(hide_password=False)
-
-
-def put_up(url: str) -> None:
-    schema.migrate(url, then=row_security.put_up)
-    log_in_role(url)
 
 
 @pytest.fixture
@@ -174,6 +143,11 @@ async def test_the_servers_role_may_change_no_message_no_owner_and_no_table(app:
                 await app.execute(statement)
 
 
+def test_every_table_says_what_the_servers_role_may_do_with_it(database_url: str) -> None:
+    tables = run_sql(database_url, "SELECT tablename FROM pg_tables WHERE schemaname = 'chatledger'")
+    assert {row["tablename"] for row in tables} == row_security._PRIVILEGES.keys()
+
+
 async def test_nothing_is_shown_before_a_user_is_named_and_nothing_after_the_transaction(app: Any) -> None:
     for table in ("users", "conversations", "messages"):
         fresh = f"SELECT * FROM chatledger.{table}"
@@ -247,6 +221,26 @@ async def test_a_call_costs_four_round_trips_in_the_place_of_one(fenced_url: str
             assert proxy.round_trips - before == 4
 
 
+@pytest.mark.pgbouncer
+async def test_a_pooler_between_keeps_no_user_for_the_next_client(fenced_url: str) -> None:
+    with PgBouncer(as_app(fenced_url), server_connections=2) as pooler:
+        async with ConversationStore.at(pooler.url) as one, ConversationStore.at(pooler.url) as two:
+
+            async def live(store: ConversationStore, user: str) -> list[str]:
+                for n in range(8):
+                    await store.get_or_create_conversation(user)
+                    await store.add_message(user, 1, "user", f"{user} {n}")
+                return [message.content for message in (await store.load_history(user, 1)).messages]
+
+            users = [f"user-{n}" for n in range(10)]
+            done = await asyncio.gather(*(live((one, two)[n % 2], user) for n, user in enumerate(users)))
+        for user, said in zip(users, done, strict=True):
+            assert said == [f"{user} {n}" for n in range(8)]
+        bare = await connect(pooler.url)
+        assert await bare.fetch("SELECT * FROM chatledger.messages") == []  # on a connection that served all of them
+        await bare.close()
+
+
 # ---- what else there is beside tools --------------------------------------------------------------------------------
 
 
@@ -276,163 +270,3 @@ async def test_imports_exports_erasures_and_tokens_work_as_the_servers_role(stor
     assert holdings.conversations == 2
     assert await bulk.count("alice") is None
     assert await bulk.count("bob") is not None
-
-
-# ---- up and down ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def hosted_url() -> Iterator[str]:
-    """A migrated database as a hosting service gives it: its owner may create roles, and is no superuser."""
-    with temporary(fsync="off", full_page_writes="off") as server:
-        run_sql(server, "CREATE ROLE host LOGIN CREATEROLE PASSWORD 'host'", "CREATE DATABASE hosted OWNER host")
-        place = make_url(database_at(server, "hosted")).set(username="host", password="host")
-        url = place.render_as_string(hide_password=False)
-        schema.migrate(url)
-        yield url
-
-
-async def test_it_is_put_up_and_taken_down_by_a_hosted_role_under_a_server_that_runs(hosted_url: str) -> None:
-    async with ConversationStore.at(hosted_url) as store:
-        await store.create_conversation("alice", title="before")
-        await asyncio.to_thread(put_up, hosted_url)
-        (listed,) = (await store.list_conversations("alice")).conversations
-        assert listed.conversation.title == "before"
-        await store.create_conversation("alice", title="behind it")
-        assert (await store.list_conversations("bob")).conversations == []
-        opened = store.database._opened_already()
-        assert opened is not None
-        assert opened.state.fenced
-        await TokenStore(store).create("bob", scopes=["conversations:read"])
-        assert [token.user_id for token in await TokenStore(store).list()] == ["bob"], "who migrates may list all"
-        async with ConversationStore.at(as_app(hosted_url)) as app:
-            assert len((await app.list_conversations("alice")).conversations) == 2
-        assert await asyncio.to_thread(schema.migrate, hosted_url) == (schema.REVISION, schema.REVISION)
-        await asyncio.to_thread(partial(schema.migrate, hosted_url, then=row_security.take_down))
-        assert len((await store.list_conversations("alice")).conversations) == 2
-    async with ConversationStore.at(as_app(hosted_url)) as app:
-        with pytest.raises(Unavailable, match="privilege"):
-            await app.list_conversations("alice")
-
-
-async def test_an_application_s_users_table_is_adopted_behind_it(hosted_url: str) -> None:
-    await asyncio.to_thread(put_up, hosted_url)
-    async with ConversationStore.at(as_app(hosted_url)) as store:
-        await store.create_conversation("7")
-    host = ("CREATE TABLE public.users (id integer PRIMARY KEY)", "INSERT INTO public.users VALUES (7), (8)")
-    await asyncio.to_thread(run_sql, hosted_url, *host)
-    await asyncio.to_thread(adopt, hosted_url, "public.users")
-    async with ConversationStore.at(as_app(hosted_url)) as store:
-        await store.create_conversation("8")
-        with pytest.raises(UnknownUser):
-            await store.create_conversation("9")
-        await asyncio.to_thread(run_sql, hosted_url, "DELETE FROM public.users WHERE id = 7")
-        assert (await store.list_conversations("7")).conversations == []
-        assert len((await store.list_conversations("8")).conversations) == 1
-
-
-@pytest.mark.pgbouncer
-async def test_a_pooler_between_keeps_no_user_for_the_next_client(fenced_url: str) -> None:
-    with PgBouncer(as_app(fenced_url), server_connections=2) as pooler:
-        async with ConversationStore.at(pooler.url) as one, ConversationStore.at(pooler.url) as two:
-
-            async def live(store: ConversationStore, user: str) -> list[str]:
-                for n in range(8):
-                    await store.get_or_create_conversation(user)
-                    await store.add_message(user, 1, "user", f"{user} {n}")
-                return [message.content for message in (await store.load_history(user, 1)).messages]
-
-            users = [f"user-{n}" for n in range(10)]
-            done = await asyncio.gather(*(live((one, two)[n % 2], user) for n, user in enumerate(users)))
-        for user, said in zip(users, done, strict=True):
-            assert said == [f"{user} {n}" for n in range(8)]
-        bare = await connect(pooler.url)
-        assert await bare.fetch("SELECT * FROM chatledger.messages") == []  # on a connection that served all of them
-        await bare.close()
-
-
-async def test_the_doctor_tells_whether_it_is_on_and_whether_the_role_passes_it(database_url: str) -> None:
-    async def told(url: str) -> Diagnosis:
-        return await diagnose(ExternalDatabase(url), "here")
-
-    assert (await told(database_url)).row_security is False
-    await asyncio.to_thread(put_up, database_url)
-    passed, held = await told(database_url), await told(as_app(database_url))
-    assert (passed.row_security, held.row_security) == (False, True)
-    assert any("passes it" in problem.what for problem in passed.problems)
-    assert not any("row security" in problem.what for problem in held.problems)
-    assert any("row security is on" in remark for remark in held.remarks)
-    await asyncio.to_thread(run_sql, database_url, "ALTER TABLE chatledger.users NO FORCE ROW LEVEL SECURITY")
-    assert any("not for users" in problem.what for problem in (await told(as_app(database_url))).problems)
-
-
-def test_putting_it_up_twice_changes_nothing_and_taking_it_down_leaves_no_trace(database_url: str) -> None:
-    tables = (
-        "SELECT relname::text, relrowsecurity, relforcerowsecurity, relacl::text FROM pg_class "
-        "WHERE relnamespace = 'chatledger'::regnamespace AND relkind = 'r' ORDER BY 1"
-    )
-    policies = "SELECT tablename::text, policyname::text, roles::text, qual, with_check FROM pg_policies ORDER BY 1, 2"
-
-    def seen() -> list[Any]:
-        return [tuple(row) for sql in (tables, policies) for row in run_sql(database_url, sql)]
-
-    put_up(database_url)
-    once = seen()
-    put_up(database_url)
-    assert seen() == once
-    assert schema.migrate(database_url, "base") == (schema.REVISION, None)
-    schema.migrate(database_url)
-    put_up(database_url)
-    assert seen() == once
-    schema.migrate(database_url, then=row_security.take_down)
-    assert not any(fenced or forced for _, fenced, forced, _ in seen())  # and no policy: those have five columns
-    assert row_security.APP not in str(seen())
-
-
-def test_every_table_says_what_the_servers_role_may_do_with_it(database_url: str) -> None:
-    tables = run_sql(database_url, "SELECT tablename FROM pg_tables WHERE schemaname = 'chatledger'")
-    assert {row["tablename"] for row in tables} == row_security._PRIVILEGES.keys()
-
-
-# ---- the command ----------------------------------------------------------------------------------------------------
-
-
-def test_the_command_puts_it_up_and_takes_it_down(
-    database_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def command(*arguments: str) -> tuple[int, str]:
-        with pytest.raises(SystemExit) as ended:
-            main(["migrate", *arguments])
-        said = capsys.readouterr()
-        return int(ended.value.code or 0), said.out + said.err
-
-    up = "SELECT relrowsecurity AND relforcerowsecurity FROM pg_class WHERE oid = 'chatledger.messages'::regclass"
-    monkeypatch.setenv("CHATLEDGER_DATABASE_URL", database_url)
-    for _ in range(2):
-        code, told = command("--with-rls")
-        assert (code, "chatledger_app" in told) == (0, True)
-        assert run_sql(database_url, up)[0][0] is True
-    assert command("--with-rls", "--check")[0] == 2
-    assert command("--with-rls", "--to", "base")[0] == 2
-    assert command()[0] == 0
-    assert run_sql(database_url, up)[0][0] is True
-    assert command("--without-rls")[0] == 0
-    assert run_sql(database_url, up)[0][0] is False
-    monkeypatch.delenv("CHATLEDGER_DATABASE_URL")
-    code, told = command("--with-rls")
-    assert (code, "superuser" in told) == (2, True)
-
-
-def test_the_printed_sql_puts_it_up_as_well(empty_database_url: str) -> None:
-    async def run() -> None:
-        connection = await connect(empty_database_url)
-        await connection.execute(schema.migration_sql(with_row_security=True))
-        await connection.close()
-        await asyncio.to_thread(log_in_role, empty_database_url)
-        async with ConversationStore.at(as_app(empty_database_url)) as store:
-            await store.create_conversation("alice")
-            opened = store.database._opened_already()
-            assert opened is not None
-            assert opened.state.fenced
-
-    asyncio.run(run())

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-import re
-import secrets
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from chatledger.storage import ConversationStore, NewMessage, message_search, search_queries
-from chatledger.storage.engine import Database
-from chatledger.storage.errors import ConversationUnavailable, InvalidArgument, InvalidCursor, Unavailable
-from chatledger.storage.query import Query
+from chatledger.storage import ConversationStore, NewMessage, search_queries
+from chatledger.storage.errors import ConversationUnavailable, InvalidCursor
 from chatledger.storage.records import SearchPage
-from chatledger.storage.search_terms import parse
-from tests.conftest import OpenClient, database_at, run_sql
+from tests.conftest import OpenClient
 
 TEXTS = [
     "Hello world, this calls load_history(conversation_id=12) for you",
@@ -154,32 +145,6 @@ async def test_only_exclusions_find_nothing_and_a_foreign_conversation_is_refuse
                 await filled.search_messages("alice", query, conversation=foreign)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        ({"query": ""}, "query has 0 characters"),
-        ({"query": "x" * 513}, "query has 513 characters"),
-        ({"query": " ".join(f"w{n}" for n in range(33))}, "query has 33 terms; it may have 32"),
-        ({"query": "a\x00b"}, "U\\+0000"),
-        ({"query": "a\ud800b"}, "lone surrogate"),
-        ({"query": "x", "limit": 0}, "limit must be between 1 and 50"),
-        ({"query": "x", "limit": 51}, "limit must be between 1 and 50"),
-        ({"query": "x", "role": "root"}, "role must be one of"),
-    ],
-)
-async def test_bounds_are_told(arguments: dict[str, Any], told: str, store: ConversationStore) -> None:
-    with pytest.raises(InvalidArgument, match=told):
-        await store.search_messages("alice", **arguments)
-
-
-async def test_thirty_two_terms_are_searched(store: ConversationStore) -> None:
-    words = [f"word{n}" for n in range(32)]
-    await store.create_conversation("alice")
-    await store.append_message("alice", 1, NewMessage(role="user", content=" ".join(words)))
-    await store.append_message("alice", 1, NewMessage(role="user", content=" ".join(words[:-1])))
-    assert await found(store, " ".join(words)) == [1]
-
-
 async def test_filters_narrow_a_search(store: ConversationStore) -> None:
     for title in ("one", "two"):
         conversation, _ = await store.create_conversation("alice", title=title)
@@ -238,24 +203,6 @@ async def test_a_walk_by_cursors_shows_everything_once_while_others_write(
         assert len(seen) == len(set(seen)) == expected
 
 
-@pytest.mark.parametrize("query", ["apple", "🍎"])
-async def test_what_is_common_but_not_new_is_walked_through_in_bounded_pages(
-    query: str, store: ConversationStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(search_queries, "NEAR", 5)
-    monkeypatch.setattr(search_queries, "WALKED", 20)
-    search_queries._statement.cache_clear()
-    monkeypatch.setattr(search_queries, "_BY_INDEX", search_queries._BY_INDEX.replace(str(search_queries.FEW), "10"))
-    try:
-        await store.create_conversation("alice")
-        texts = [f"apple 🍎 {n}" if n < 60 else f"other {n}" for n in range(100)]
-        await store.append_messages("alice", 1, [NewMessage(role="user", content=text) for text in texts])
-        assert await found(store, query, limit=7) == list(range(60, 0, -1))
-        assert await found(store, query, limit=7, conversation=1) == list(range(60, 0, -1))
-    finally:
-        search_queries._statement.cache_clear()
-
-
 async def test_a_cursor_is_good_for_its_own_search_only(filled: ConversationStore) -> None:
     cursor = (await filled.search_messages("alice", "and", limit=1)).next_cursor
     assert cursor is not None
@@ -276,92 +223,6 @@ async def test_a_cursor_is_good_for_its_own_search_only(filled: ConversationStor
             await filled.search_messages("alice", "and", cursor=broken)
     with pytest.raises(InvalidCursor):
         await filled.list_conversations("alice", cursor=cursor)
-
-
-async def test_any_text_can_be_stored_however_it_is_indexed(store: ConversationStore) -> None:
-    """The index takes a bounded beginning: a tsvector of this would be over its limit, and fail the message."""
-    await store.create_conversation("alice")
-    texts = [
-        " ".join(f"{n:x}" for n in range(150_000)),
-        "".join(chr(0x4E00 + n % 20_000) for n in range(1_000_000)),
-        "\U0001f600" * 1_000_000,
-        "".join(chr(0x20000 + n % 40_000) for n in range(250_000)),
-        "x" * 1_000_000,
-    ]
-    async with ConversationStore(store.database.source, _unlimited()) as roomy:
-        for text in texts:
-            await roomy.append_message("alice", 1, NewMessage(role="user", content=text[:1_000_000]))
-    assert await found(store, "一丁") == [2]
-
-
-def _unlimited() -> Any:
-    from chatledger.storage import Limits
-
-    return Limits(max_content_chars=1_000_000)
-
-
-async def test_a_search_that_takes_too_long_is_ended_in_the_database_too(
-    store: ConversationStore, database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await store.create_conversation("alice")
-    slow = Query("SELECT $1 AS user_id, pg_sleep(30)", ("alice",))
-    monkeypatch.setattr(message_search, "SEARCH_SECONDS", 0.5)
-    monkeypatch.setattr(search_queries, "search_messages", lambda *_, **__: slow)
-    with pytest.raises(Unavailable, match=r"^the search took longer than 0.5 s; name a conversation"):
-        await store.search_messages("alice", "x")
-    for _ in range(100):
-        asked = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(30)%' AND pid <> pg_backend_pid()"
-        if (await asyncio.to_thread(run_sql, database_url, asked))[0][0] == 0:
-            break
-        await asyncio.sleep(0.05)
-    else:
-        raise AssertionError("it is still running")
-    monkeypatch.undo()
-    assert (await store.search_messages("alice", "x")).hits == []
-
-
-async def test_a_database_that_starts_takes_no_part_of_a_searchs_time(
-    database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    opens = Database._open
-
-    async def opens_late(database: Database) -> Any:
-        await asyncio.sleep(1)
-        return await opens(database)
-
-    monkeypatch.setattr(Database, "_open", opens_late)
-    monkeypatch.setattr(message_search, "SEARCH_SECONDS", 0.9)
-    async with ConversationStore.at(database_url) as late:
-        assert (await late.search_messages("alice", "x")).hits == []
-
-
-async def test_a_users_fifth_search_waits_and_another_users_does_not(
-    store: ConversationStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    running, most, go = 0, 0, asyncio.Event()
-
-    async def read(query: Any, **_: Any) -> list[Any]:
-        nonlocal running, most
-        running += 1
-        most = max(most, running)
-        await go.wait()
-        running -= 1
-        return [{"user_id": query.args[0], "seq": None, "edge_seq": None}]
-
-    await store.database.cursor_secret()
-    monkeypatch.setattr(store.database, "read", read)
-    searches = [asyncio.create_task(store.search_messages("alice", "x")) for _ in range(10)]
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    assert running == 4
-    other = asyncio.create_task(store.search_messages("bob", "x"))
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    assert running == 5
-    go.set()
-    await asyncio.gather(other, *searches)
-    assert most == 5
-    assert not store._searching
 
 
 async def test_the_tool_finds_in_both_eras_and_for_its_caller_only(client_of: OpenClient) -> None:
@@ -394,64 +255,6 @@ async def test_the_tool_finds_in_both_eras_and_for_its_caller_only(client_of: Op
             refused = await client.call_tool("search_messages", arguments)
             assert refused.structured_content is not None
             assert refused.structured_content["error"]["code"] == code
-
-
-# ---- any query, any text --------------------------------------------------------------------------------------------
-
-ALPHABET = "ab c-\"'%_\\.*+?()[]{}|&!:<>$#@/好你日本ไทกขÄäßéñ🎉\u0301\u200d12_A"
-QUERIES = st.text(st.sampled_from(ALPHABET), min_size=1, max_size=12)
-CONTENTS = st.lists(st.text(st.sampled_from(ALPHABET), min_size=1, max_size=25), min_size=1, max_size=8)
-
-
-@pytest.fixture(scope="module")
-def shared_url(postgres_url: str, template: str) -> Iterator[str]:
-    """One database for all examples, each with users of its own."""
-    name = f"chatledger_searches_{secrets.token_hex(4)}"
-    run_sql(postgres_url, f"CREATE DATABASE {name} TEMPLATE {template}")
-    yield database_at(postgres_url, name)
-    run_sql(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
-
-
-def plainly_there(query: str, text: str) -> bool:
-    """Whether each word of at least three letters, without anything else in it, is in the text: then it is found."""
-    words = query.split()
-    return (
-        bool(words)
-        and all(re.fullmatch("[a-c]{3,}|[好你日本]+", word) for word in words)
-        and all(word in text for word in words)
-    )
-
-
-def ever_there(query: str, text: str) -> bool:
-    """Whether each term's letters are in the text, in any case: otherwise it is not found."""
-    wanted, _ = parse(query)
-    folded = text.lower()
-    return bool(wanted) and all(word.lower() in folded for term in wanted for word in term.words)
-
-
-@given(examples=st.lists(st.tuples(QUERIES, CONTENTS), min_size=10, max_size=10))
-@settings(max_examples=20, deadline=None)
-def test_no_query_fails_nothing_is_foreign_and_what_is_found_is_there(
-    examples: list[tuple[str, list[str]]], shared_url: str
-) -> None:
-    async def search_all() -> None:
-        async with ConversationStore.at(shared_url) as store:
-            for query, contents in examples:
-                alice, bob = str(uuid4()), str(uuid4())
-                texts = [text for text in contents if not text.isspace()]
-                for user_id in (alice, bob):
-                    await store.create_conversation(user_id, title=user_id)
-                    if texts:
-                        messages = [NewMessage(role="user", content=text) for text in texts]
-                        await store.append_messages(user_id, 1, messages)
-                page = await store.search_messages(alice, query)
-                assert {hit.title for hit in page.hits} <= {alice}
-                seqs = {hit.seq for hit in page.hits}
-                for seq, text in enumerate(texts, 1):
-                    assert seq not in seqs or ever_there(query, text), (query, text)
-                    assert seq in seqs or not plainly_there(query, text), (query, text)
-
-    asyncio.run(search_all())
 
 
 async def test_times_of_imported_messages_order_a_search_too(store: ConversationStore) -> None:

@@ -120,7 +120,7 @@ def test_json_bytes_are_those_of_compact_utf8() -> None:
         {None: 2},
         b"bytes",
         {1, 2},
-        object(),
+        pytest.param(object(), id="an object"),
         complex(1, 2),
     ],
     ids=repr,

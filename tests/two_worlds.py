@@ -24,7 +24,7 @@ from chatledger.server.identity import local_user
 from chatledger.storage import ConversationStore, NewMessage
 from chatledger.storage.tokens import PREFIX
 from tests.conftest import database_at, run_sql
-from tests.driver import connect
+from tests.driver import connect, logged_in
 
 OWNER, PROBER = "alice", "bob"
 WORD = re.compile(r"zq\d+owned")
@@ -146,7 +146,7 @@ async def opened(
         for url in urls:
             watch = await connect(url)
             stack.push_async_callback(watch.close)
-            store = await stack.enter_async_context(open_store(url if as_role is None else _logged_in(url, as_role)))
+            store = await stack.enter_async_context(open_store(url if as_role is None else logged_in(url, as_role)))
             client = Client(make_server(store, local_user(PROBER)), mode=era)
             worlds.append(World(url, watch, store, await stack.enter_async_context(client)))
         owners = await stack.enter_async_context(ConversationStore.at(urls[0]))
@@ -155,12 +155,6 @@ async def opened(
             await world.restore()  # from what was done in them before
         owner = await _look(worlds[0].watch)
         yield Worlds(worlds[0], worlds[1], owner, await stack.enter_async_context(client))
-
-
-def _logged_in(url: str, role: str) -> str:
-    from sqlalchemy import make_url
-
-    return make_url(url).set(username=role, password=role).render_as_string(hide_password=False)
 
 
 async def _tables_at(url: str) -> list[str]:
