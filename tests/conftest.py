@@ -26,7 +26,10 @@ from tests import engine_under_test
 from tests.driver import connect
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.auth_server import Serve, Served
+    from tests.commands import Run
     from tests.issuer import Issuer
     from tests.spans_in_memory import Spans
 
@@ -228,3 +231,13 @@ def spans() -> Spans:
     from tests.spans_in_memory import Spans
 
     return Spans()
+
+
+@pytest.fixture
+def run(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> Run:
+    """Runs commands on the test's database."""
+    from tests.commands import runner
+
+    return runner(database_url, tmp_path, monkeypatch, capfdbinary)

@@ -5,22 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from chatledger.server import settings
-from chatledger.server.cli import main
 from chatledger.storage import ConversationStore
 from chatledger.storage.adoption import UsersTableRefused, adopt
 from chatledger.storage.embedded.cluster import binaries
 from tests.conftest import run_sql
 from tests.patience import PATIENCE
 from tests.test_schema import described
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 class Host(NamedTuple):
@@ -134,20 +129,3 @@ def refusal(url: str, name: str) -> str:
         adopt(url, name)
     assert (described(url), dump(url)) == before
     return str(refused.value)
-
-
-def runner(url: str, folder: Path, patch: pytest.MonkeyPatch, capture: pytest.CaptureFixture[str]) -> Run:
-    """Runs a command in this process with the database at `url`: its exit code, stdout and stderr."""
-    patch.chdir(folder)
-    patch.setattr(settings, "USER_CONFIG_FILE", folder / "config.env")
-    patch.setenv("CHATLEDGER_DATABASE_URL", url)
-
-    def run(*argv: str) -> tuple[int, str, str]:
-        capture.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main(argv)
-        out, err = capture.readouterr()
-        assert "Traceback" not in out + err
-        return int(ended.value.code or 0), out, err
-
-    return run

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -19,15 +19,11 @@ from chatledger.storage import schema
 from chatledger.storage.adoption import UsersTableRefused, adopt
 from chatledger.storage.errors import SchemaOutOfDate, Unavailable
 from chatledger.storage.models import metadata
+from tests.commands import Run
 from tests.conftest import run_sql
 from tests.driver import connect
-from tests.host_application import HOSTS, Host, Run, dump, install, refusal, runner, store_as
+from tests.host_application import HOSTS, Host, dump, install, refusal, store_as
 from tests.test_schema import described, engine_at
-
-
-@pytest.fixture
-def run(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    return runner(database_url, tmp_path, monkeypatch, capsys)
 
 
 @pytest.fixture(params=HOSTS)
@@ -82,6 +78,7 @@ def test_alembic_finds_nothing_to_change_in_a_database_with_adopted_users(host: 
 
     def check(connection: Connection) -> None:
         config = schema._config()
+        config.stdout = io.StringIO()  # its own is the one of its import, which may have been a test's
         config.attributes.update(connection=connection, target_metadata=metadata)
         command.check(config)
 

@@ -10,7 +10,7 @@ import secrets
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,13 @@ from chatledger.server import settings
 from chatledger.server.cli import main
 from chatledger.storage.embedded import EmbeddedPostgres
 from chatledger.storage.schema import REVISION
+from tests.commands import Run
 from tests.conftest import database_at, run_sql
 from tests.driver import connect
 from tests.patience import PATIENCE
 from tests.postgres_processes import ready_root
 
 CANARY = "Wb7canaryWb7"
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(autouse=True)

@@ -17,10 +17,10 @@ from chatledger.storage.adoption import UsersTableRefused, adopt
 from chatledger.storage.errors import TooLarge, Unforeseen, translate
 from chatledger.storage.query import OWNED_BY
 from chatledger.storage.row_security import RowSecurityRefused
+from tests.commands import Run
 from tests.conftest import run_sql
 from tests.driver import connect
 from tests.engine_under_test import ON_A_CLUSTER, Engine, report
-from tests.host_application import Run, runner
 from tests.test_queries import BUSY, USER, samples
 
 HELLO = NewMessage(role="user", content="hello")
@@ -31,11 +31,6 @@ KEYS = [
     {"name": "messages", "key": "of_conversation", "definition": "FOREIGN KEY (c)", "refers_to": "conversations"},
     {"name": "notes", "key": "of_message", "definition": "FOREIGN KEY (m)", "refers_to": "messages"},
 ]
-
-
-@pytest.fixture
-def run(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    return runner(database_url, tmp_path, monkeypatch, capsys)
 
 
 @pytest.fixture

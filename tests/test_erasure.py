@@ -13,8 +13,6 @@ from typing import Any
 
 import pytest
 
-from chatledger.server import settings
-from chatledger.server.cli import main
 from chatledger.storage import ConversationStore, NewMessage, erasures, schema
 from chatledger.storage.bulk import BulkStore
 from chatledger.storage.embedded import EmbeddedPostgres
@@ -22,11 +20,10 @@ from chatledger.storage.erasures import Erasure, ErasureList, Returned
 from chatledger.storage.records import Holdings
 from chatledger.storage.tokens import TokenStore
 from tests import dump
+from tests.commands import Run
 from tests.conftest import database_at, run_sql
 from tests.engine_under_test import on_nodes
 from tests.postgres_processes import copied_root
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 def unique_words(number: int = 50) -> list[str]:
@@ -54,26 +51,6 @@ async def found(store: ConversationStore, user: str, word: str) -> int:
     return len((await store.search_messages(user, word)).hits)
 
 
-@pytest.fixture
-def command(
-    capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch, database_url: str, tmp_path: Path
-) -> Run:
-    """Runs a command on the test's database, or another one: its exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(settings, "USER_CONFIG_FILE", tmp_path / "config.env")
-
-    def run(*argv: str | Path, at: str = database_url) -> tuple[int, str, str]:
-        monkeypatch.setenv("CHATLEDGER_DATABASE_URL", at)
-        capfdbinary.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main([str(word) for word in argv])
-        out, err = (text.decode() for text in capfdbinary.readouterr())
-        assert "Traceback" not in out + err
-        return int(ended.value.code or 0), out, err
-
-    return run
-
-
 def on(url: str, work: Callable[[ConversationStore], Any]) -> Any:
     """What `work` gives for a store at `url`, opened for it alone."""
 
@@ -84,7 +61,7 @@ def on(url: str, work: Callable[[ConversationStore], Any]) -> Any:
     return asyncio.run(run())
 
 
-def test_fifty_words_of_an_erased_user_are_in_no_table(command: Run, database_url: str) -> None:
+def test_fifty_words_of_an_erased_user_are_in_no_table(run: Run, database_url: str) -> None:
     user, words, theirs = f"u{secrets.token_hex(8)}", unique_words(), unique_words()
     on(database_url, lambda store: tell(store, user, words))
     on(database_url, lambda store: tell(store, "bob", theirs))
@@ -95,7 +72,7 @@ def test_fifty_words_of_an_erased_user_are_in_no_table(command: Run, database_ur
     assert [word for word in [user, *words, *theirs] if word not in before] == []
     assert any(word in sampled for word in words), "otherwise this shows nothing about statistics"
 
-    code, out, _ = command("user", "erase", user, "--yes")
+    code, out, _ = run("user", "erase", user, "--yes")
     assert (code, out) == (0, f"erased '{user}': 2 conversations, 86 messages\n")
 
     after = "\n".join(map(dump.rows, nodes))
@@ -109,13 +86,13 @@ def test_fifty_words_of_an_erased_user_are_in_no_table(command: Run, database_ur
     assert on(database_url, lambda store: found(store, "bob", theirs[-1])) == 2, "in the conversation and in its fork"
 
 
-def test_the_last_user_of_a_database_leaves_no_sample_either(command: Run, database_url: str) -> None:
+def test_the_last_user_of_a_database_leaves_no_sample_either(run: Run, database_url: str) -> None:
     words = unique_words()
     on(database_url, lambda store: tell(store, "alice", words))
     version = "SELECT current_setting('server_version_num')::integer AS version"
     nodes = on_nodes(database_url)
     server, *_ = [run_sql(node, "ANALYZE", version)[0] for node in nodes]
-    assert command("user", "erase", "alice", "--yes")[0] == 0
+    assert run("user", "erase", "alice", "--yes")[0] == 0
     after = "\n".join(map(dump.rows, nodes))
     left = [word for word in words if word in after]
     assert bool(left) == (server["version"] < 180000), "what Postgres 15 to 17 cannot, the documentation says"
@@ -181,36 +158,36 @@ def backup_of(postgres_url: str) -> Iterator[Callable[[str], str]]:
 
 
 def test_who_was_erased_after_a_backup_is_gone_again_after_it_was_restored(
-    command: Run, database_url: str, backup_of: Callable[[str], str], tmp_path: Path
+    run: Run, database_url: str, backup_of: Callable[[str], str], tmp_path: Path
 ) -> None:
     words, theirs, listing = unique_words(), unique_words(), tmp_path / "erasures.jsonl"
     on(database_url, lambda store: tell(store, "gone before", unique_words()))
-    assert command("user", "erase", "gone before", "--yes")[0] == 0
+    assert run("user", "erase", "gone before", "--yes")[0] == 0
     on(database_url, lambda store: tell(store, "alice", words))
     on(database_url, lambda store: tell(store, "gone before", theirs))  # is back, and stays
     restored = backup_of(database_url)
     on(database_url, lambda store: tell(store, "came later", unique_words()))
     for user in ("alice", "came later"):
-        assert command("user", "erase", user, "--yes")[0] == 0
-    code, out, err = command("user", "erasures", "-o", listing)
+        assert run("user", "erase", user, "--yes")[0] == 0
+    code, out, err = run("user", "erasures", "-o", listing)
     assert (code, out, err) == (0, "", "3 erasures\n")
     assert "alice" not in listing.read_text()
 
     assert words[-1] in dump.rows(restored)
-    code, out, err = command("user", "replay-erasures", listing, at=restored)
+    code, out, err = run("user", "replay-erasures", listing, at=restored)
     assert (code, out) == (0, "1 users of this database were erased after it was backed up\n")
     assert err == "nothing was changed; with --yes they are erased again\n"
     assert words[-1] in dump.rows(restored)
 
-    code, out, err = command("user", "replay-erasures", listing, "--yes", at=restored)
+    code, out, err = run("user", "replay-erasures", listing, "--yes", at=restored)
     assert (code, out, err) == (0, "erased 1 users again: 2 conversations, 86 messages\n", "")
     after = dump.rows(restored)
     assert [word for word in ["alice", *words] if word in after] == []
     assert [word for word in ["gone before", *theirs] if word not in after] == []
-    assert command("user", "erasures", at=restored)[1] == listing.read_text(), "the list is whole there, too"
+    assert run("user", "erasures", at=restored)[1] == listing.read_text(), "the list is whole there, too"
 
     on(restored, lambda store: tell(store, "alice", unique_words()))
-    code, out, err = command("user", "replay-erasures", listing, "--yes", at=restored)
+    code, out, err = run("user", "replay-erasures", listing, "--yes", at=restored)
     assert (code, out) == (0, "erased 0 users again: 0 conversations, 0 messages\n"), "who comes back is not erased"
 
 
@@ -263,17 +240,17 @@ ENTRY: dict[str, Any] = {
     ],
 )
 def test_what_is_no_list_of_this_database_is_refused_in_a_sentence(
-    lines: list[Any], told: str, command: Run, tmp_path: Path
+    lines: list[Any], told: str, run: Run, tmp_path: Path
 ) -> None:
     path = tmp_path / "list"
     path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
-    code, out, err = command("user", "replay-erasures", path, "--yes")
+    code, out, err = run("user", "replay-erasures", path, "--yes")
     assert (code, out) == (1, "")
     assert err.startswith("chatledger: ")
     assert err.endswith(f"{told}\n")
 
 
-def test_a_list_that_is_not_there_is_told(command: Run, tmp_path: Path) -> None:
-    code, _, err = command("user", "replay-erasures", tmp_path / "none")
+def test_a_list_that_is_not_there_is_told(run: Run, tmp_path: Path) -> None:
+    code, _, err = run("user", "replay-erasures", tmp_path / "none")
     assert code == 1
     assert "cannot be read: No such file or directory" in err

@@ -5,29 +5,25 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import pytest
 
-from chatledger.server import settings
-from chatledger.server.cli import main
 from chatledger.storage import ConversationStore, NewMessage, retention
 from chatledger.storage.bulk import BulkStore
 from chatledger.storage.bulk_queries import read_conversations
 from chatledger.storage.errors import ConversationUnavailable
 from chatledger.storage.records import Holdings
 from chatledger.storage.retention import OldConversations, Retention
+from tests.commands import Run
 from tests.conftest import run_sql
 from tests.driver import connect
 from tests.patience import PATIENCE
 from tests.test_bulk import whole
 
-Run = Callable[..., tuple[int, str, str]]
-
-NOW = datetime.now(UTC).replace(microsecond=0)
+NOW = datetime.now(UTC).replace(hour=12, minute=0, second=0, microsecond=0)  # some hours later is the same day
 OLD, NEW = NOW - timedelta(days=400), NOW - timedelta(days=10)
 YEAR_AGO = NOW - timedelta(days=365)
 
@@ -150,11 +146,8 @@ async def test_the_cutoff_is_by_the_databases_clock(store: ConversationStore) ->
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, database_url: str, tmp_path: Path) -> Run:
-    """Runs `retention` on the store of `populate`: its exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(settings, "USER_CONFIG_FILE", tmp_path / "config.env")
-    monkeypatch.setenv("CHATLEDGER_DATABASE_URL", database_url)
+def run(run: Run, database_url: str) -> Run:
+    """Runs `chatledger retention …` on the store of `populate`."""
 
     async def fill() -> None:
         async with ConversationStore.at(database_url) as store:
@@ -162,15 +155,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, dat
 
     asyncio.run(fill())
 
-    def run(*argv: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main(["retention", *argv])
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        return int(ended.value.code or 0), out, err
-
-    return run
+    return partial(run, "retention")
 
 
 def test_the_command_shows_first_and_deletes_only_with_yes(run: Run) -> None:

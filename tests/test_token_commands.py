@@ -7,36 +7,22 @@ import json
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
+from functools import partial
 
 import pytest
 
-from chatledger.server import settings
-from chatledger.server.cli import main
 from chatledger.storage import ConversationStore
 from chatledger.storage.tokens import ApiToken, TokenStore
+from tests.commands import Run
 from tests.conftest import run_sql
 
-Run = Callable[..., tuple[int, str, str]]
 SHAPE = re.compile(r"chatledger_([0-9a-f]{12})_([0-9a-f]{64})\n")
 
 
 @pytest.fixture
-def run(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs `chatledger token …` in this process: its exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(settings, "USER_CONFIG_FILE", tmp_path / "config.env")
-    monkeypatch.setenv("CHATLEDGER_DATABASE_URL", database_url)
-
-    def run(*argv: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main(["token", *argv])
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        return int(ended.value.code or 0), out, err
-
-    return run
+def run(run: Run) -> Run:
+    """Runs `chatledger token …`."""
+    return partial(run, "token")
 
 
 @pytest.fixture

@@ -3,48 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import stat
-import sys
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from chatledger.server import settings
-from chatledger.server.cli import main
+from tests.commands import Run
 
-Run = Callable[..., tuple[int, str, str]]
 SAMPLES = Path(__file__).parent / "samples"
 
 SHAREGPT = [
     {"id": "one", "conversations": [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}]},
     {"id": "two", "conversations": [{"from": "human", "value": "Grüße, 你好"}]},
 ]
-
-
-@pytest.fixture
-def run(
-    capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch, database_url: str, tmp_path: Path
-) -> Run:
-    """Runs a command on an empty store: its exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(settings, "USER_CONFIG_FILE", tmp_path / "config.env")
-    monkeypatch.setenv("CHATLEDGER_DATABASE_URL", database_url)
-
-    def run(*argv: str | Path, typed: str | None = None) -> tuple[int, str, str]:
-        capfdbinary.readouterr()
-        monkeypatch.setattr(sys, "stdin", io.StringIO(typed or ""))
-        with pytest.raises(SystemExit) as ended:
-            main([str(word) for word in argv])
-        out, err = (text.decode() for text in capfdbinary.readouterr())
-        assert "Traceback" not in out + err
-        return int(ended.value.code or 0), out, err
-
-    return run
 
 
 @pytest.fixture

@@ -10,16 +10,12 @@ import pytest
 
 from chatledger.storage import schema
 from chatledger.storage.adoption import adopt, parse_name
+from tests.commands import Run
 from tests.conftest import run_sql
-from tests.host_application import HOSTS, Host, Run, install, refusal, runner, store_as
+from tests.host_application import HOSTS, Host, install, refusal, store_as
 from tests.test_schema import described
 
 ODD = 'public."a.b ""c"" {d} %s :e \'f\' 界"'
-
-
-@pytest.fixture
-def run(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    return runner(database_url, tmp_path, monkeypatch, capsys)
 
 
 @pytest.fixture(params=HOSTS)

@@ -16,8 +16,16 @@ import pytest
 
 from chatledger.storage.embedded import EmbeddedError, EmbeddedPostgres, cluster, run_as
 from chatledger.storage.embedded.run_as import unprivileged_account
-
-from .postgres_processes import QUICK, ask, copied_root, empty_root, eventually, is_down, kill_supervisor, postmaster_of
+from tests.postgres_processes import (
+    QUICK,
+    ask,
+    copied_root,
+    empty_root,
+    eventually,
+    is_down,
+    kill_supervisor,
+    postmaster_of,
+)
 
 if os.geteuid() == 0:
 

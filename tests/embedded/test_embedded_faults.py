@@ -8,54 +8,25 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from chatledger.storage.embedded import EmbeddedError, EmbeddedPostgres, cluster, run_as, supervisor
 from chatledger.storage.embedded.supervisor import FileLock
-
-from .postgres_processes import (
+from tests.postgres_processes import (
     QUICK,
     ask,
-    copied_root,
-    empty_root,
     eventually,
     is_down,
     kill_postmaster,
     kill_supervisor,
     postmaster_of,
-    ready_root,
     supervisor_of,
     throughout,
     users,
 )
-
-
-@pytest.fixture
-def empty() -> Iterator[Path]:
-    with empty_root() as root:
-        yield root
-
-
-@pytest.fixture
-def root() -> Iterator[Path]:
-    with ready_root() as root:
-        yield root
-
-
-@pytest.fixture
-def copied() -> Iterator[Path]:
-    with copied_root() as root:
-        yield root
-
-
-@pytest.fixture
-def database(root: Path) -> Iterator[EmbeddedPostgres]:
-    database = EmbeddedPostgres(root, linger=0, settings=QUICK)
-    yield database
-    database.release()
 
 
 def test_a_killed_postmaster_is_back_at_the_next_start(database: EmbeddedPostgres, root: Path) -> None:

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import asyncpg
@@ -20,45 +19,16 @@ from chatledger.storage.embedded import EmbeddedError, EmbeddedPostgres, cluster
 from chatledger.storage.embedded.postgres import START_TIMEOUT
 from chatledger.storage.embedded.supervisor import FileLock
 from tests.patience import PATIENCE
-
-from .postgres_processes import (
+from tests.postgres_processes import (
     QUICK,
     ask,
-    copied_root,
-    empty_root,
     eventually,
     is_down,
     postmaster_of,
-    ready_root,
     supervisor_of,
     throughout,
     users,
 )
-
-
-@pytest.fixture
-def empty() -> Iterator[Path]:
-    with empty_root() as root:
-        yield root
-
-
-@pytest.fixture
-def root() -> Iterator[Path]:
-    with ready_root() as root:
-        yield root
-
-
-@pytest.fixture
-def copied() -> Iterator[Path]:
-    with copied_root() as root:
-        yield root
-
-
-@pytest.fixture
-def database(root: Path) -> Iterator[EmbeddedPostgres]:
-    database = EmbeddedPostgres(root, linger=0, settings=QUICK)
-    yield database
-    database.release()
 
 
 def exists(pid: int) -> bool:

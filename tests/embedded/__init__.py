@@ -1,0 +1,1 @@
+"""The embedded Postgres, from its first start to the worst that may happen to it."""
