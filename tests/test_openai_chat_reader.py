@@ -34,6 +34,14 @@ def test_messages_alone_are_one_conversation_and_lists_of_them_one_each() -> Non
     ]
 
 
+def test_a_conversation_with_a_role_of_its_own_is_no_message_and_the_first_message_gives_the_place() -> None:
+    whole = {"role": "assistant", "messages": [HI]}
+    first, single = conversations("openai_chat", HI, whole, {**HI, "content": "ho"})
+    assert spoken(first.messages) == [("user", "hi")]
+    assert spoken(single.messages) == [("user", "hi"), ("user", "ho")]
+    assert int(single.place.split()[-1]) < int(first.place.split()[-1])
+
+
 def test_a_call_is_kept_verbatim_but_for_what_makes_it_unusable() -> None:
     odd = {"id": "c2", "type": "custom", "custom": {"name": "g", "input": "x"}, "index": 1}
     parsed = {"function": {"name": "h", "arguments": {"b": 2}}}
