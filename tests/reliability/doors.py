@@ -269,6 +269,10 @@ class StdioDoor(ToolDoor):
                 asked = self._asked.get(message.get("id"))
                 if asked is not None and not asked.done():
                     asked.set_result(message)
+        assert process.stdin is not None
+        process.stdin.close()
+        with contextlib.suppress(OSError):
+            await process.stdin.wait_closed()  # asked for, or Python 3.11.2 tells the loop of a pipe that broke
         for asked in self._asked.values():
             if not asked.done():
                 asked.set_exception(ConnectionResetError("the server was killed"))
